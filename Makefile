@@ -1,0 +1,53 @@
+# Two commands on a fresh machine: make demo, make test.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+export FLWR_TELEMETRY_ENABLED := 0
+export FLWR_DISABLE_UPDATE_CHECK := 1
+export MLFLOW_DISABLE_TELEMETRY := true
+export DO_NOT_TRACK := true
+export HF_HUB_OFFLINE := 1
+
+.PHONY: install system-packages demo test test-all lint bench clean
+
+install: $(VENV)/.installed
+
+# torch first and pinned: a range would pull CUDA builds of several gigabytes.
+$(VENV)/.installed: constraints.txt requirements-dev.txt busgen_core/pyproject.toml privacy/pyproject.toml client/pyproject.toml server/pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; name one with make PYTHON=…")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --requirement requirements-dev.txt \
+		--editable busgen_core --editable privacy --editable client --editable server
+	touch $@
+
+# What tests need beside Python packages: a browser, for the dashboard's own test.
+system-packages:
+	@if ! command -v chromium > /dev/null; then \
+		if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
+			apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium > /dev/null; \
+		else echo "The tests need Chromium: run 'sudo apt-get install chromium'"; exit 1; fi; fi
+
+demo: install
+	$(BIN)/python -m deploy.local.demo $(if $(IMAGES),--images $(IMAGES)) $(if $(STAY),--stay)
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: install system-packages lint
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: install system-packages lint
+	$(BIN)/python -m pytest
+
+bench: install
+	@test -n "$(NAME)" || { echo "make bench NAME=…, one of: $$(cd bench && ls *.py | sed 's/\.py//' | tr '\n' ' ')"; exit 2; }
+	$(BIN)/python -m bench.$(NAME)
+
+clean:
+	rm -rf $(VENV) demo .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,299 @@
+"""The command ``busgen-node``. Exit status: 0 done, 1 refused or invalid, 2 wrong usage."""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import tomli_w
+import typer
+from pydantic import BaseModel, ConfigDict, ValidationError
+from rich.console import Console
+from rich.table import Table
+
+from busgen_client.cohort import CohortStore
+from busgen_client.database import open_store
+from busgen_client.doctor import examine
+from busgen_client.intake.findings import IntakeResult
+from busgen_client.jobs import JobStore
+from busgen_client.keys import create_keys, flower_key_file, join_request
+from busgen_client.protocol import decide, job_folder
+from busgen_client.settings import NodeSettings, load_settings
+from busgen_core.errors import BusgenError, ConfigError, InputError, StateError
+from busgen_core.supervise import Program, environment, supervise
+from busgen_core.wire import Digest, JobState
+from busgen_privacy.ledger import Ledger
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="A hospital's node.")
+intake_app = typer.Typer(no_args_is_help=True, help="Take images in.")
+jobs_app = typer.Typer(no_args_is_help=True, help="Campaigns and what became of them.")
+review_app = typer.Typer(no_args_is_help=True, help="The privacy officer's part.")
+ledger_app = typer.Typer(no_args_is_help=True, help="Privacy spent.")
+for name, sub in {"intake": intake_app, "jobs": jobs_app, "review": review_app, "ledger": ledger_app}.items():
+    app.add_typer(sub, name=name)
+
+Config = Annotated[Path, typer.Option("--config", "-c", envvar="BUSGEN_NODE_CONFIG", help="The node's settings, node.toml.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+PassphraseFile = Annotated[Path, typer.Option(help="File that holds the officer's passphrase; its last line break is not part of it.")]
+NODE_TOML = Path("node.toml")
+
+
+class Invite(BaseModel):
+    """What a coordinator hands to a hospital: where the hub is, who vouches for it, which bundles may run."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    address: str
+    ca_pem: str
+    bundle_sha256: tuple[Digest, ...]
+
+
+@app.command()
+def join(
+    invite: Annotated[Path, typer.Argument(help="Invitation from the coordinator (JSON).")],
+    site: Annotated[str, typer.Option(help="The hospital's name in the consortium.")],
+    passphrase_file: PassphraseFile,
+    public_cohort: Annotated[int, typer.Option(help="A public, round statement of how many patients there are.")],
+    config: Config = NODE_TOML,
+    lifetime_epsilon: Annotated[float, typer.Option(help="Largest epsilon of all campaigns together.")] = 16.0,
+    campaign_epsilon: Annotated[float, typer.Option(help="Largest epsilon of one campaign.")] = 8.0,
+) -> None:
+    """Write node.toml, create this node's keys, and print the join request for the coordinator.
+
+    Exit status: 0 done, 1 refused or invalid, 2 wrong usage.
+    """
+    try:
+        invitation = Invite.model_validate_json(invite.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise InputError(f"{invite} is not an invitation ({type(error).__name__}); ask the coordinator for another") from None
+    if not config.exists():
+        config.parent.mkdir(parents=True, exist_ok=True)
+        (config.parent / "hub-ca.crt").write_text(invitation.ca_pem)
+        settings = {
+            "site": site,
+            "data": "data",
+            "hub": {"address": invitation.address, "ca_file": "hub-ca.crt", "bundle_sha256": list(invitation.bundle_sha256)},
+            "policy": {"lifetime_epsilon": lifetime_epsilon, "campaign_epsilon": campaign_epsilon, "public_cohort": public_cohort},
+        }
+        config.write_text(tomli_w.dumps(settings))
+    loaded = load_settings(config)
+    create_keys(loaded.data, read_passphrase(passphrase_file))
+    typer.echo(join_request(loaded))
+
+
+@app.command()
+def start(config: Config = NODE_TOML) -> None:
+    """Run the node until it is told to stop: worker and SuperNode, restarted when they end.
+
+    Exit status: 0 stopped, 1 refused or invalid, 2 wrong usage.
+    """
+    settings = load_settings(config)
+    if not flower_key_file(settings.data).exists():
+        raise ConfigError("this node has no keys; run 'busgen-node join' first")
+    if not settings.hub.bundle_sha256:
+        raise ConfigError("no bundle is pinned: hub.bundle_sha256 is empty, so nothing could run")
+    logs = settings.data / "logs"
+    env = environment({"BUSGEN_NODE_CONFIG": str(config.absolute()), "FLWR_HOME": str((settings.data / "flower").absolute())})
+    if settings.adapt.threads:
+        env |= {"OMP_NUM_THREADS": str(settings.adapt.threads), "MKL_NUM_THREADS": str(settings.adapt.threads)}
+    supervise(
+        [
+            Program(name="worker", command=[sys.executable, "-m", "busgen_client.worker"], log_file=logs / "worker.log"),
+            Program(name="supernode", command=supernode_command(settings), log_file=logs / "supernode.log"),
+        ],
+        env=env,
+    )
+
+
+def supernode_command(settings: NodeSettings) -> list[str]:
+    """The guarded SuperNode of this node."""
+    return [
+        *(sys.executable, "-m", "busgen_client.flower_app.supernode", ",".join(settings.hub.bundle_sha256)),
+        *("--root-certificates", str(settings.hub.ca_file.absolute())),
+        *("--superlink", settings.hub.address),
+        *("--host", "127.0.0.1", "--port", str(settings.runtime_port)),
+        *("--auth-supernode-private-key", str(flower_key_file(settings.data).absolute())),
+    ]
+
+
+@intake_app.command("table")
+def intake_table_command(folder: Annotated[Path, typer.Argument(help="Folder with images.csv.")], config: Config = NODE_TOML, as_json: AsJson = False) -> None:
+    """Take in an image folder with a CSV of labels.
+
+    Exit status: 0 done (some may be in quarantine), 1 the table cannot be read, 2 wrong usage.
+    """
+    from busgen_client.intake.table import intake_table
+
+    _report_intake(intake_table(_cohort(config), folder, progress=not as_json), as_json)
+
+
+@intake_app.command("dicom")
+def intake_dicom_command(
+    folder: Annotated[Path, typer.Argument(help="Folder of DICOM files, searched below too.")],
+    labels: Annotated[Path | None, typer.Option(help="CSV of labels by SOP Instance UID.")] = None,
+    config: Config = NODE_TOML,
+    as_json: AsJson = False,
+) -> None:
+    """Take in DICOM files: de-identified, checked, split by patient.
+
+    Exit status: 0 done (some may be in quarantine), 1 refused or invalid, 2 wrong usage.
+    """
+    from busgen_client.intake.dicom import intake_dicom
+
+    _report_intake(intake_dicom(_cohort(config), folder, labels, progress=not as_json), as_json)
+
+
+@jobs_app.command("list")
+def jobs_list(config: Config = NODE_TOML, as_json: AsJson = False) -> None:
+    """All jobs of this node.
+
+    Exit status: 0 done, 1 invalid settings, 2 wrong usage.
+    """
+    rows = [
+        {"campaign": r.campaign_id, "state": r.state, "progress": round(r.progress, 3), "code": r.code, "message": r.message, "admitted": r.admitted}
+        for r in _jobs(config).all()
+    ]
+    _print_rows(rows, as_json)
+
+
+@jobs_app.command("accept")
+def jobs_accept(campaign: str, config: Config = NODE_TOML) -> None:
+    """Accept an offered campaign, if the policy allows it.
+
+    Exit status: 0 accepted, 1 declined by the policy or not on offer, 2 wrong usage.
+    """
+    state = decide(_jobs(config), _cohort(config), load_settings(config), campaign)
+    typer.echo(f"{campaign}: {state.value}")
+    if state.ended:
+        sys.exit(1)
+
+
+@jobs_app.command("decline")
+def jobs_decline(campaign: str, config: Config = NODE_TOML) -> None:
+    """Decline an offered campaign.
+
+    Exit status: 0 declined, 1 not on offer, 2 wrong usage.
+    """
+    _jobs(config).move(campaign, JobState.DECLINED, code="steward-declined")
+
+
+@review_app.command("approve")
+def review_approve(campaign: str, passphrase_file: PassphraseFile, config: Config = NODE_TOML) -> None:
+    """Sign a release and let it go to the hub.
+
+    Exit status: 0 signed, 1 not in review, wrong passphrase or a check failed, 2 wrong usage.
+    """
+    from busgen_client.release import approve
+
+    manifest = approve(load_settings(config), _jobs(config), campaign, read_passphrase(passphrase_file))
+    typer.echo(f"signed: {manifest.release_id}, {manifest.images} images, epsilon {manifest.privacy.epsilon:.3f}")
+
+
+@review_app.command("refuse")
+def review_refuse(campaign: str, reason: Annotated[str, typer.Option(help="Stays in the hospital.")], config: Config = NODE_TOML) -> None:
+    """Refuse a release; its budget stays spent.
+
+    Exit status: 0 refused, 1 not in review, 2 wrong usage.
+    """
+    from busgen_client.release import refuse
+
+    refuse(_jobs(config), campaign, reason)
+
+
+@review_app.command("report")
+def review_report(campaign: str, config: Config = NODE_TOML) -> None:
+    """Print the path of the hospital's own audit report (HTML).
+
+    Exit status: 0 done, 1 there is none yet, 2 wrong usage.
+    """
+    file = job_folder(load_settings(config).data, campaign) / "report.html"
+    if not file.exists():
+        raise StateError(f"campaign {campaign} has no report yet")
+    typer.echo(str(file))
+
+
+@ledger_app.command("show")
+def ledger_show(config: Config = NODE_TOML, as_json: AsJson = False) -> None:
+    """What was spent on members and on holdout patients.
+
+    Exit status: 0 done, 1 the ledger was edited, 2 wrong usage.
+    """
+    settings = load_settings(config)
+    ledger = _ledger(settings)
+    delta = settings.policy.lifetime_delta
+    rows = [
+        {"account": a, "epsilon": round(ledger.spent(a, delta), 4), "of": settings.policy.lifetime_epsilon, "delta": delta} for a in ("members", "holdout")
+    ]
+    _print_rows(rows, as_json)
+
+
+@ledger_app.command("verify")
+def ledger_verify(config: Config = NODE_TOML) -> None:
+    """Check the ledger's hash chain.
+
+    Exit status: 0 whole, 1 edited or torn, 2 wrong usage.
+    """
+    ledger = _ledger(load_settings(config))
+    ledger.verify()
+    typer.echo(f"whole: {len(ledger.entries())} entries, head {ledger.head}")
+
+
+@app.command()
+def doctor(config: Config = NODE_TOML, as_json: AsJson = False) -> None:
+    """Check settings, keys, cohort, ledger, disk and the way to the hub.
+
+    Exit status: 0 all well, 1 something is not, 2 wrong usage.
+    """
+    rows = examine(load_settings(config))
+    _print_rows(rows, as_json)
+    if not all(row["ok"] for row in rows):
+        sys.exit(1)
+
+
+def read_passphrase(file: Path) -> bytes:
+    """The passphrase in a file, without its last line break.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    try:
+        return file.read_bytes().removesuffix(b"\n")
+    except OSError:
+        raise InputError(f"{file}: the passphrase file cannot be read") from None
+
+
+def _cohort(config: Path) -> CohortStore:
+    settings = load_settings(config)
+    return CohortStore(open_store(settings.data), settings.data)
+
+
+def _jobs(config: Path) -> JobStore:
+    return JobStore(open_store(load_settings(config).data))
+
+
+def _ledger(settings: NodeSettings) -> Ledger:
+    return Ledger(settings.data / "ledger.jsonl", site=settings.site)
+
+
+def _report_intake(result: IntakeResult, as_json: bool) -> None:
+    counts = {"added": result.added, "duplicates": result.duplicates, "skipped": result.skipped, "quarantined": result.quarantined}
+    typer.echo(json.dumps(counts) if as_json else ", ".join(f"{key} {value}" for key, value in counts.items()))
+
+
+def _print_rows(rows: Sequence[Mapping[str, object]], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(rows))
+        return
+    table = Table(*(rows[0] if rows else ["nothing yet"]))
+    for row in rows:
+        table.add_row(*(str(value) for value in row.values()))
+    Console().print(table)
+
+
+def main() -> None:
+    """Run the command line; the one place where an error becomes an exit status."""
+    try:
+        app()
+    except BusgenError as error:
+        sys.exit(f"busgen-node: {error.code}: {error}")

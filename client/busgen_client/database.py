@@ -1,0 +1,37 @@
+"""The node's store: SQLAlchemy on SQLite (WAL) in the data folder."""
+
+from pathlib import Path
+
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.orm import DeclarativeBase
+
+
+class Base(DeclarativeBase):
+    """Base of the node's tables."""
+
+
+def open_store(data: Path) -> Engine:
+    """Open (and where needed create) ``node.sqlite`` with all tables.
+
+    Every commit reaches the disk before it returns (synchronous=FULL). Transactions take the write lock at their start
+    (BEGIN IMMEDIATE), since one that began as a reader could not wait for it: SQLite refuses that at once
+    (sqlite.org/lang_transaction.html, 2.2). They are short, and wait up to 30 s for each other.
+    """
+    import busgen_client.cohort
+    import busgen_client.jobs  # noqa: F401  (the tables register themselves)
+
+    data.mkdir(parents=True, exist_ok=True)
+    engine = create_engine(f"sqlite:///{data / 'node.sqlite'}", connect_args={"timeout": 30})
+
+    @event.listens_for(engine, "connect")
+    def _pragmas(connection, _record) -> None:  # type: ignore[no-untyped-def]
+        connection.isolation_level = None  # the begin below is ours, not the driver's
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    Base.metadata.create_all(engine)
+    return engine

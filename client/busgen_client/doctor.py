@@ -1,0 +1,52 @@
+"""What the engineer at 3 a.m. wants to know: each check says what it looked at and what to do."""
+
+import shutil
+import socket
+import ssl
+
+from busgen_client.cohort import CohortStore
+from busgen_client.database import open_store
+from busgen_client.jobs import JobStore
+from busgen_client.keys import flower_key_file
+from busgen_client.settings import NodeSettings
+from busgen_core.errors import BusgenError
+from busgen_privacy.ledger import Ledger
+
+
+def examine(settings: NodeSettings) -> list[dict[str, object]]:
+    """All checks, in order; none raises."""
+    rows: list[dict[str, object]] = []
+
+    def note(check: str, ok: bool, say: str) -> None:
+        rows.append({"check": check, "ok": ok, "say": say})
+
+    keys = all((settings.data / "keys" / name).exists() for name in ("node.pem", "officer.pem")) and flower_key_file(settings.data).exists()
+    note("keys", keys, "all three are there" if keys else "run 'busgen-node join'")
+    free_mb = shutil.disk_usage(settings.data.parent).free // 2**20
+    note("disk", free_mb > 500, f"{free_mb} MB free")
+    engine = open_store(settings.data)
+    cohort = CohortStore(engine, settings.data)
+    members, holdout = cohort.count_patients("member"), cohort.count_patients("holdout")
+    enough = members >= settings.policy.smallest_cohort and holdout >= settings.policy.gate.smallest_holdout
+    note("cohort", enough, "enough patients" if enough else "too few patients for the policy; take images in with 'busgen-node intake'")
+    age = JobStore(engine).worker_age_seconds()
+    note("worker", age < 60, "alive" if age < 60 else "silent; is 'busgen-node start' running?")
+    try:
+        ledger = Ledger(settings.data / "ledger.jsonl", site=settings.site)
+        ledger.verify()
+        spent = ledger.spent("members", settings.policy.lifetime_delta)
+        note("ledger", True, f"whole; members have spent epsilon {spent:.3f} of {settings.policy.lifetime_epsilon:g}")
+    except BusgenError as error:
+        note("ledger", False, f"{error.code}: {error}")
+    note("hub", *_reach(settings))
+    return rows
+
+
+def _reach(settings: NodeSettings) -> tuple[bool, str]:
+    host, _, port = settings.hub.address.rpartition(":")
+    try:
+        context = ssl.create_default_context(cafile=str(settings.hub.ca_file))
+        with socket.create_connection((host, int(port)), timeout=5) as plain, context.wrap_socket(plain, server_hostname=host) as secure:
+            return True, f"reached over {secure.version()}"
+    except (OSError, ValueError) as error:
+        return False, f"cannot be reached ({type(error).__name__}); check hub.address, the network and hub.ca_file"

@@ -1,0 +1,130 @@
+"""From an allow-listed header to frames and scan regions. pydicom decodes; which decoders exist is the installation's matter."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import Dataset
+from pydicom.encaps import get_frame
+from pydicom.pixels.processing import apply_color_lut
+from pydicom.pixels.utils import iter_pixels
+from pydicom.uid import RLELossless
+
+from busgen_client.intake.codestream import stated_size
+from busgen_client.intake.findings import Code, QuarantineError
+from busgen_client.intake.frames import MAX_PIXELS, Rectangle
+from busgen_client.intake.header import quietly
+
+FRAMES = 8  # at most so many of a clip; neighbours look alike
+MOST_FRAMES = 10_000  # a header that states more is not believed
+SAMPLES = {"MONOCHROME1": 1, "MONOCHROME2": 1, "PALETTE COLOR": 1, "RGB": 3, "YBR_FULL": 3, "YBR_FULL_422": 3, "YBR_RCT": 3, "YBR_ICT": 3}
+
+# PS3.3 C.8.5.5.1.1 and C.8.5.5.1.2
+FORMAT_2D = 1
+DATA_TISSUE = 1
+DATA_COLOUR_FLOW = 2
+
+
+def chosen_frames(count: int) -> list[int]:
+    """At most ``FRAMES`` indices, evenly spread, the first among them.
+
+    >>> chosen_frames(3), chosen_frames(30)
+    ([0, 1, 2], [0, 4, 8, 12, 16, 20, 24, 28])
+    """
+    return list(range(0, count, max(1, -(-count // FRAMES))))
+
+
+def scan_regions(header: Dataset) -> tuple[list[Rectangle], list[Rectangle]]:
+    """B-mode tissue regions, and the regions that are something else; of a header that passed ``check_described``.
+
+    Raises:
+        QuarantineError: burned-in-text or no-scan-region without a tissue region; scan-region-invalid; colour for a colour flow region.
+    """
+    keep: list[Rectangle] = []
+    hide: list[Rectangle] = []
+    for item in header.get("SequenceOfUltrasoundRegions", ()):
+        if item.get("RegionDataType") == DATA_COLOUR_FLOW:
+            raise QuarantineError(Code.COLOUR)
+        tissue = item.get("RegionSpatialFormat") == FORMAT_2D and item.get("RegionDataType") == DATA_TISSUE
+        (keep if tissue else hide).append(_rectangle(item, rows=header.Rows, columns=header.Columns))
+    if not keep:
+        raise QuarantineError(Code.BURNED_IN_TEXT if header.get("BurnedInAnnotation") == "YES" else Code.NO_SCAN_REGION)
+    return keep, hide
+
+
+def _rectangle(item: Dataset, *, rows: int, columns: int) -> Rectangle:
+    """The standard's corners are pixels inside the region; some scanners give the edge after, which is accepted at the frame's end."""
+    corners = [item.get(f"RegionLocation{name}") for name in ("MinX0", "MinY0", "MaxX1", "MaxY1")]
+    if not all(isinstance(corner, int) for corner in corners):
+        raise QuarantineError(Code.SCAN_REGION_INVALID)
+    x0, y0, x1, y1 = corners
+    if not (0 <= x0 < x1 <= columns and 0 <= y0 < y1 <= rows):
+        raise QuarantineError(Code.SCAN_REGION_INVALID)
+    return Rectangle(x0, y0, min(x1 + 1, columns), min(y1 + 1, rows))
+
+
+def frames(header: Dataset) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    """Chosen frames with their index: uint8 [rows, columns], or [rows, columns, 3] as RGB.
+
+    Raises:
+        QuarantineError: dicom-invalid, file-too-large, pixels-lie or pixels-undecodable.
+    """
+    count = check_described(header)
+    wanted = chosen_frames(count)
+    with quietly():
+        try:
+            _check_streams(header, wanted, count)
+            decoded = [np.asarray(frame) for frame in iter_pixels(header, indices=wanted)]
+            ready = [_to_uint8(frame, header) for frame in decoded]
+        except QuarantineError:
+            raise
+        except Exception:  # plugins raise whatever they like, or are not there; the object waits either way
+            raise QuarantineError(Code.PIXELS_UNDECODABLE) from None
+    yield from zip(wanted, ready, strict=True)
+
+
+def check_described(header: Dataset) -> int:
+    """Number of frames, if the header describes a frame that we take and has pixel data of just that size.
+
+    Raises:
+        QuarantineError: dicom-invalid, file-too-large, pixels-lie or pixels-undecodable.
+    """
+    rows, columns, samples, bits = (header.get(name) for name in ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated"))
+    kind, count = header.get("PhotometricInterpretation"), header.get("NumberOfFrames") or 1
+    if not all(isinstance(value, int) and value > 0 for value in (rows, columns, samples, bits, count)) or "PixelData" not in header:
+        raise QuarantineError(Code.DICOM_INVALID)
+    if rows * columns > MAX_PIXELS or count > MOST_FRAMES:
+        raise QuarantineError(Code.FILE_TOO_LARGE)
+    if SAMPLES.get(kind) != samples or bits not in (8, 16) or header.get("PixelRepresentation", 0) != 0:
+        raise QuarantineError(Code.PIXELS_UNDECODABLE)
+    if not header.file_meta.TransferSyntaxUID.is_compressed:
+        halves = 4 if kind == "YBR_FULL_422" else 2 * samples  # two pixels share their chroma: two samples a pixel
+        expected = rows * columns * count * (bits // 8) * halves // 2
+        if len(header.PixelData) not in (expected, expected + expected % 2):
+            raise QuarantineError(Code.PIXELS_LIE)
+    return int(count)
+
+
+def _check_streams(header: Dataset, wanted: list[int], count: int) -> None:
+    """Each compressed frame must itself state the header's rows and columns; RLE states none, and its decoder checks each row."""
+    syntax = header.file_meta.TransferSyntaxUID
+    if not syntax.is_compressed or syntax == RLELossless:
+        return
+    for index in wanted:
+        if stated_size(get_frame(header.PixelData, index, number_of_frames=count)) != (header.Rows, header.Columns):
+            raise QuarantineError(Code.PIXELS_LIE)
+
+
+def _to_uint8(frame: NDArray[np.integer], header: Dataset) -> NDArray[np.uint8]:
+    """One decoded frame as 8-bit gray or RGB, black as 0."""
+    kind = header.PhotometricInterpretation
+    if frame.shape[:2] != (header.Rows, header.Columns):
+        raise QuarantineError(Code.PIXELS_LIE)
+    if kind == "PALETTE COLOR":
+        looked_up = apply_color_lut(frame, header)
+        return (looked_up >> 8 if looked_up.dtype == np.uint16 else looked_up).astype(np.uint8)
+    if frame.dtype != np.uint8:
+        stored = int(header.BitsStored)
+        frame = np.right_shift(frame & ((1 << stored) - 1), max(0, stored - 8))
+    gray = frame.astype(np.uint8)
+    return 255 - gray if kind == "MONOCHROME1" else gray

@@ -1,0 +1,120 @@
+"""Intake of an image folder with a table: ``images.csv`` beside the images.
+
+Columns: ``file`` and ``pathology``; ``group`` or ``patient_id`` (what must never be split; ``group`` wins); optional ``mask_file``,
+``device``, ``role`` (train, holdout; pretrain and contradictory are left out) and ``image_id``. Other columns are not read.
+"""
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from busgen_client.cohort import CohortStore, NewImage, Role
+from busgen_client.intake.findings import Code, IntakeResult, QuarantineError
+from busgen_client.intake.frames import Box, check_scan, decode_picture, mask_box, to_gray
+from busgen_client.intake.rows import read_rows
+from busgen_client.intake.run import Source, take_in
+from busgen_core.digests import sha256_bytes
+from busgen_core.errors import InputError, LabelError, TableError
+from busgen_core.labels import Pathology, parse_pathology
+from busgen_privacy.deidentify import deny_words
+from busgen_privacy.text import scrub
+
+TABLE = "images.csv"
+LARGEST = 64 * 2**20  # bytes of one image file
+ROLES: Mapping[str, Role | None] = {"train": "member", "holdout": "holdout", "": None}
+LEFT_OUT = frozenset({"pretrain", "contradictory"})  # public images, and images whose labels contradict each other
+
+
+def intake_table(store: CohortStore, folder: Path, *, progress: bool = True) -> IntakeResult:
+    """Take in ``folder/images.csv`` and the images that it names.
+
+    Args:
+        store: The node's cohort.
+        folder: Folder of the table; every file it names lies inside.
+        progress: Show a progress bar on standard error.
+
+    Raises:
+        TableError: the table as a whole cannot be used; nothing was added.
+        StateError: another intake is running.
+        UnavailableError: the node's store or folder failed.
+    """
+    rows = read_rows(folder / TABLE, required=("file", "pathology"))
+    if rows and not any(row is not None and ("group" in row or "patient_id" in row) for row in rows):
+        raise TableError("the table lacks a column 'group' or 'patient_id'; images of one patient could not be kept together")
+    return take_in(store, _sources(store, folder.resolve(), rows), total=len(rows), event="intake.table", progress=progress)
+
+
+def _sources(store: CohortStore, folder: Path, rows: list[dict[str, str] | None]) -> Iterator[Source]:
+    for line, row in enumerate(rows):
+        name = "" if row is None else _row_id(row)
+        key = store.key("row", str(folder), name or f"line {line}")
+        yield Source(key=key, read=partial(_read, store, folder, row))
+
+
+def _row_id(row: Mapping[str, str]) -> str:
+    return row.get("image_id") or row["file"]
+
+
+def _read(store: CohortStore, folder: Path, row: Mapping[str, str] | None) -> list[NewImage] | None:
+    """The clean image of one row, or None if its role keeps it out."""
+    if row is None:
+        raise QuarantineError(Code.ROW_MALFORMED)
+    role = row.get("role", "").lower()
+    if role in LEFT_OUT:
+        return None
+    if role not in ROLES:
+        raise QuarantineError(Code.ROLE_UNKNOWN)
+    patient = row.get("group") or row.get("patient_id", "")
+    try:
+        pathology, patient_key = parse_pathology(row["pathology"]), store.patient_key(patient)
+    except LabelError:
+        raise QuarantineError(Code.LABEL_UNKNOWN) from None
+    except InputError:
+        raise QuarantineError(Code.PATIENT_MISSING) from None
+    content = _content(folder, row["file"])
+    gray = check_scan(to_gray(decode_picture(content)))
+    box = _box(folder, row.get("mask_file", ""), gray.shape)
+    if box is not None and pathology is Pathology.NORMAL:
+        raise QuarantineError(Code.LABEL_CONTRADICTORY)
+    image = NewImage(
+        gray=gray,
+        patient_key=patient_key,
+        pathology=pathology,
+        box=box,
+        device=scrub(row.get("device", ""), deny=deny_words([patient, row.get("patient_id", "")])),
+        source_key=store.key("table", sha256_bytes(content), _row_id(row)),
+        role=ROLES[role],
+    )
+    return [image]
+
+
+def _content(folder: Path, name: str) -> bytes:
+    """Bytes of a file that a table names, if it truly lies in the table's folder, links followed."""
+    posix, windows = PurePosixPath(name), PureWindowsPath(name)
+    if not name or "\0" in name or posix.is_absolute() or windows.drive or windows.root or ".." in windows.parts:
+        raise QuarantineError(Code.PATH_OUTSIDE)
+    try:
+        path = (folder / name).resolve()
+        if not path.is_relative_to(folder):
+            raise QuarantineError(Code.PATH_OUTSIDE)
+        if not path.is_file():
+            raise QuarantineError(Code.FILE_MISSING)
+        if path.stat().st_size > LARGEST:
+            raise QuarantineError(Code.FILE_TOO_LARGE)
+        return path.read_bytes()
+    except (OSError, RuntimeError, ValueError):  # a name too long, a loop of links, a lone surrogate
+        raise QuarantineError(Code.FILE_UNREADABLE) from None
+
+
+def _box(folder: Path, name: str, shape: tuple[int, ...]) -> Box | None:
+    """Box of the lesion mask as fractions; None without a mask or with an empty one."""
+    if not name:
+        return None
+    try:
+        mask = decode_picture(_content(folder, name))
+    except QuarantineError as refused:
+        raise refused if refused.finding is Code.PATH_OUTSIDE else QuarantineError(Code.MASK_UNREADABLE) from None
+    flat = mask if mask.ndim == 2 else mask.max(axis=2)
+    if flat.shape != shape:
+        raise QuarantineError(Code.MASK_UNREADABLE)
+    return mask_box(flat)

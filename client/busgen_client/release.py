@@ -1,0 +1,179 @@
+"""From an audited job to a signed release: written once unsigned, shown to the officer, then signed and packed."""
+
+import datetime
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from busgen_client import __version__
+from busgen_client.files import write_whole
+from busgen_client.jobs import JobStore
+from busgen_client.keys import node_key, officer_key, public_keys
+from busgen_client.protocol import job_folder, release_file
+from busgen_client.settings import NodeSettings
+from busgen_core.digests import canonical_json, sha256_bytes
+from busgen_core.dsse import add_signature, sign
+from busgen_core.errors import StateError
+from busgen_core.images import encode_png
+from busgen_core.labels import Pathology
+from busgen_core.release import (
+    ATTESTATION,
+    MANIFEST,
+    PAYLOAD_TYPE,
+    Event,
+    GateVerdict,
+    Manifest,
+    PrivacyStatement,
+    build_manifest,
+    statement_payload,
+    verify_release,
+)
+from busgen_core.repository import SyntheticImage, croissant, dataset_card, write_parquet
+from busgen_core.transfer import folder_files, pack
+from busgen_core.wire import Campaign, JobState
+from busgen_privacy.audit import Audit, TravellingAudit
+from busgen_privacy.cohort import Cohort
+from busgen_privacy.dp.accounting import GaussianEvent, epsilon_of
+from busgen_privacy.dp.plan import DpSgdPlan, audit_event
+from busgen_privacy.gate import decide
+from busgen_privacy.ledger import Ledger
+from busgen_privacy.policy import Policy
+from busgen_privacy.report import render
+from busgen_privacy.statement import check_statement
+
+TABLE = "data/train-00000.parquet"
+LOCAL_REPORT = "report.html"  # the hospital's version, with nearest pairs; never leaves
+HEURISTICS = (
+    "The gate's verdict is one bit that the exact audit decides; it is outside epsilon.",
+    "Near-copy search compares released images with real ones inside the hospital; only its pass is implied here.",
+    "Lesion boxes for sampling come from the public fit of the foundation.",
+)
+
+
+def spent_before(ledger: Ledger, reference: str) -> list[GaussianEvent]:
+    """What all other jobs have reserved of the members' account."""
+    entries = [e for e in ledger.entries() if e.kind == "reserve" and e.account == "members" and e.reference != reference]
+    return [GaussianEvent(v.noise_multiplier, v.sample_rate, v.count) for e in entries for v in e.events]
+
+
+def statement_for(plan: DpSgdPlan, campaign: Campaign, policy: Policy, earlier: Sequence[GaussianEvent]) -> PrivacyStatement:
+    """The promise to every patient of this release, computed from its events and from what was spent before."""
+    audit = audit_event(policy)
+    adaptation = list(plan.events())
+    spent = epsilon_of([*adaptation, audit], delta=campaign.delta).epsilon
+    before = epsilon_of(earlier, delta=campaign.delta).epsilon
+    lifetime = epsilon_of([*earlier, *adaptation, audit], delta=campaign.delta).epsilon
+    events = [
+        *(Event(mechanism="dp-sgd", account="members", noise_multiplier=e.noise_multiplier, sample_rate=e.sample_rate, count=e.count) for e in adaptation),
+        Event(mechanism="audit figures", account="members", noise_multiplier=audit.noise_multiplier, sample_rate=1.0, count=1),
+        Event(mechanism="audit figures", account="holdout", noise_multiplier=audit.noise_multiplier, sample_rate=1.0, count=1),
+    ]
+    words = (
+        f"Whether or not any one patient's images were used, the chance of any outcome of this release changes by at most a factor of "
+        f"exp({spent:.3f}), except with probability {campaign.delta:g}. This holds for every patient of the hospital with all their images, "
+        f"against anyone who sees the release and knows everything else. With all earlier releases of the same patients the epsilon is {lifetime:.3f}."
+    )
+    return PrivacyStatement(
+        epsilon=spent, delta=campaign.delta, events=tuple(events), earlier_epsilon=before, lifetime_epsilon=lifetime, heuristics=HEURISTICS, words=words
+    )
+
+
+def build_unsigned(
+    folder: Path,
+    *,
+    settings: NodeSettings,
+    campaign: Campaign,
+    plan: DpSgdPlan,
+    images: Sequence[SyntheticImage],
+    audit: Audit,
+    travels: TravellingAudit,
+    ledger: Ledger,
+    members: Cohort,
+) -> GateVerdict:
+    """Write ``folder/release`` (all but the attestation) and the hospital's own report beside it. Replaces an earlier try whole.
+
+    The exact audit decides; what travels repeats the verdict on the noised figures, with reasons made of them alone.
+
+    Returns:
+        The verdict: *release* only if both the exact and the travelling audit pass.
+    """
+    earlier = spent_before(ledger, campaign.campaign_id)
+    privacy = statement_for(plan, campaign, settings.policy, earlier)
+    created = datetime.datetime.now(datetime.UTC).date().isoformat()
+    release_id = f"{settings.site}-{campaign.campaign_id}"[:63]
+    facts = {
+        "Hospital": settings.site,
+        "Campaign": campaign.campaign_id,
+        "Release": release_id,
+        "Foundation": campaign.foundation[:16],
+        "Date": created,
+        "Software": f"busgen-client {__version__}",
+        "Synthetic images": str(len(images)),
+    }
+    verdict, public_verdict = decide(audit, settings.policy.gate), decide(travels, settings.policy.gate)
+    pairs = [(encode_png(members.images[p.member]), images[p.released].png) for p in audit.near_copies.closest[:8]]
+    local = render(audit, verdict=verdict, statement=privacy, facts=facts, pairs=pairs)
+    write_whole(folder / LOCAL_REPORT, local.encode())
+    labels = {p: sum(image.pathology is p for image in images) for p in Pathology}
+    table = write_parquet(images)
+    site, name = settings.site, campaign.campaign_id
+    files = {
+        TABLE: table,
+        "README.md": dataset_card(
+            release_id=release_id, site=site, campaign_id=name, foundation=campaign.foundation, labels=labels, privacy=privacy
+        ).encode(),
+        "croissant.json": croissant(release_id=release_id, site=site, created=created, labels=labels, privacy=privacy, tables={TABLE: table}),
+        "audit.json": canonical_json(travels.model_dump(mode="json")),
+        "audit.html": render(travels, verdict=public_verdict, statement=privacy, facts=facts).encode(),
+    }
+    manifest = build_manifest(
+        files,
+        release_id=release_id,
+        campaign_id=name,
+        site=site,
+        created=created,
+        software=f"busgen-client {__version__}",
+        foundation=campaign.foundation,
+        plan=asdict(plan),
+        privacy=privacy,
+        ledger_head=ledger.head,
+        gate=public_verdict,
+    )
+    fresh, target = folder / "release.new", folder / "release"
+    for stale in (fresh, target):
+        shutil.rmtree(stale, ignore_errors=True)
+    for path, data in {**files, MANIFEST: manifest.to_bytes()}.items():
+        write_whole(fresh / path, data)
+    fresh.replace(target)
+    return verdict if verdict.verdict == "refuse" else public_verdict
+
+
+def approve(settings: NodeSettings, jobs: JobStore, campaign_id: str, passphrase: bytes) -> Manifest:
+    """Sign a reviewed release with the node's and the officer's key, pack it, and move the job to released.
+
+    Raises:
+        StateError: the job is not in review.
+        SignatureError: the passphrase does not open the officer's key, or the release on disk is not whole.
+        StatementError: the privacy statement does not follow from its events.
+    """
+    row = jobs.need(campaign_id)
+    if row.state != JobState.REVIEW:
+        raise StateError(f"job of campaign {campaign_id} is {row.state}, not in review; nothing was signed")
+    officer = officer_key(settings.data, passphrase)
+    folder = job_folder(settings.data, campaign_id) / "release"
+    files = {name: data for name, data in folder_files(folder).items() if name != ATTESTATION}
+    manifest = Manifest.from_bytes(files[MANIFEST])
+    envelope = add_signature(sign(PAYLOAD_TYPE, statement_payload(files[MANIFEST], manifest), [node_key(settings.data)]), officer)
+    files[ATTESTATION] = envelope.to_bytes()
+    check_statement(verify_release(files, public_keys(settings)))  # what we would reject must not leave
+    write_whole(folder / ATTESTATION, files[ATTESTATION])
+    packed = pack(files)
+    write_whole(release_file(settings.data, campaign_id), packed)
+    jobs.set_release(campaign_id, release_id=manifest.release_id, release_bytes=len(packed), release_sha256=sha256_bytes(packed))
+    return manifest
+
+
+def refuse(jobs: JobStore, campaign_id: str, reason: str) -> None:
+    """The officer says no; the reason stays in the hospital, the hub learns only the state."""
+    jobs.move(campaign_id, JobState.REFUSED, code="officer-refused", message=reason)

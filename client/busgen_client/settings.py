@@ -1,0 +1,101 @@
+"""Settings of a node: one TOML file (node.toml), overridden by BUSGEN_NODE__SECTION__NAME variables."""
+
+import tomllib
+from pathlib import Path
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from busgen_core.errors import ConfigError
+from busgen_core.wire import Name
+from busgen_privacy.policy import Policy
+
+
+class HubSettings(BaseModel):
+    """How to reach the hub.
+
+    Attributes:
+        address: HOST:PORT of the hub's one public port.
+        ca_file: PEM of the authority that vouches for the hub's certificate.
+        bundle_sha256: Digests of the Flower bundles that may run here; no other bundle is unpacked or imported.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    address: str
+    ca_file: Path
+    bundle_sha256: tuple[str, ...]
+
+
+class AdaptSettings(BaseModel):
+    """How much work an adaptation may be.
+
+    Attributes:
+        steps: DP-SGD steps, T.
+        patient_rate: Chance that a patient enters a step, q.
+        draws: Noise draws for each image of a step, K.
+        threads: Torch threads of the worker; 0 leaves it to torch.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    steps: int = Field(default=100, ge=1)
+    patient_rate: float = Field(default=0.25, gt=0, le=1)
+    draws: int = Field(default=4, ge=1)
+    threads: int = Field(default=0, ge=0)
+
+
+class NodeSettings(BaseSettings):
+    """All settings of a node.
+
+    Attributes:
+        site: The hospital's name in the consortium.
+        data: Folder of everything the node stores; relative to the TOML file.
+        runtime_port: Loopback port between the SuperNode and its ClientApp.
+        hub: How to reach the hub.
+        adapt: How much work an adaptation may be.
+        policy: The hospital's limits.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="BUSGEN_NODE__", env_nested_delimiter="__", extra="forbid")
+
+    site: Name
+    data: Path
+    runtime_port: int = Field(default=9094, ge=1024, le=65535)
+    hub: HubSettings
+    adapt: AdaptSettings = AdaptSettings()
+    policy: Policy
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment wins over the file; nothing else is read."""
+        return env_settings, init_settings
+
+
+def load_settings(file: Path) -> NodeSettings:
+    """Read ``node.toml``; relative paths are relative to it.
+
+    Raises:
+        ConfigError: missing, not TOML, or a value outside its range; names the settings that are wrong.
+    """
+
+
+    try:
+        content = tomllib.loads(file.read_text(encoding="utf-8"))
+        settings = NodeSettings(**content)
+    except FileNotFoundError:
+        raise ConfigError(f"{file} does not exist; run 'busgen-node join' first") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: not valid TOML: {error}") from error
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise ConfigError(f"{file}: {wrong}") from None
+    base = file.parent
+    hub = settings.hub.model_copy(update={"ca_file": base / settings.hub.ca_file})
+    return settings.model_copy(update={"data": base / settings.data, "hub": hub})

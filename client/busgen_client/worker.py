@@ -1,0 +1,313 @@
+"""The worker: takes accepted jobs through their phases, one at a time, each phase able to go on after a kill."""
+
+import json
+import logging
+import os
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import UNet2DModel
+from sqlalchemy.exc import OperationalError
+
+from busgen_client.cohort import CohortStore
+from busgen_client.database import open_store
+from busgen_client.files import write_whole
+from busgen_client.jobs import JobRow, JobStore, ScoreRow
+from busgen_client.protocol import foundation_part, job_folder, model_file
+from busgen_client.release import build_unsigned
+from busgen_client.settings import NodeSettings, load_settings
+from busgen_core.downstream import Classifier
+from busgen_core.errors import BudgetExceededError, BusgenError, GateRefusedError, UnavailableError
+from busgen_core.foundation import Foundation, load_foundation, unpack_foundation
+from busgen_core.generator import Conditions, sample
+from busgen_core.images import encode_png, to_bytes
+from busgen_core.labels import Pathology
+from busgen_core.repository import SyntheticImage, arrays, read_parquet, write_parquet
+from busgen_core.scores import noised, patient_counts
+from busgen_core.transfer import unpack
+from busgen_core.wire import Campaign, JobState, ScoreRequest
+from busgen_privacy.audit import Audit, run_audit, travelling
+from busgen_privacy.dp.accounting import GaussianEvent
+from busgen_privacy.dp.dpsgd import adapt, load_adapted
+from busgen_privacy.dp.noise import SecureGaussian
+from busgen_privacy.dp.plan import DpSgdPlan, audit_event, plan_dpsgd
+from busgen_privacy.ledger import Ledger
+
+log = logging.getLogger("busgen.worker")
+IDLE_SECONDS = 1.0
+SHARD_IMAGES = 48  # images between two saves while sampling
+CRASH_LIMIT = 5  # a phase that crashed so often in a row fails the job
+
+
+class Worker:
+    """One node's worker. All state is on disk; a new worker goes on where the last one stopped."""
+
+    def __init__(self, settings: NodeSettings) -> None:
+        engine = open_store(settings.data)
+        self.settings = settings
+        self.jobs = JobStore(engine)
+        self.cohort = CohortStore(engine, settings.data)
+        self.ledger = Ledger(settings.data / "ledger.jsonl", site=settings.site)
+        if settings.adapt.threads:
+            torch.set_num_threads(settings.adapt.threads)
+
+    def run_forever(self) -> None:
+        """Work until the process ends; the heartbeat goes on during long phases."""
+        threading.Thread(target=self._beat, daemon=True).start()
+        while True:
+            if not self.step():
+                time.sleep(IDLE_SECONDS)
+
+    def _beat(self) -> None:
+        while True:
+            try:
+                self.jobs.beat()
+            except OperationalError:
+                log.warning("heartbeat.locked")
+            time.sleep(5)
+
+    def step(self) -> bool:
+        """Do one phase of one job, or one score; False when there is nothing to do."""
+        for row in self.jobs.all():
+            phase = {
+                JobState.ACCEPTED: self._begin,
+                JobState.ADAPTING: self._adapt,
+                JobState.GENERATING: self._generate,
+                JobState.AUDITING: self._audit,
+            }.get(JobState(row.state))
+            if phase is not None and (row.state != JobState.ACCEPTED or foundation_ready(self.settings.data, row)):
+                self._guarded(row, phase)
+                return True
+        for score in self.jobs.pending_scores():
+            self._score(score)
+            return True
+        return False
+
+    def _guarded(self, row: JobRow, phase: Callable[[JobRow], None]) -> None:
+        """Run a phase; our errors end the job by name, anything else is logged and tried again a few times."""
+        folder = job_folder(self.settings.data, row.campaign_id)
+        crashes = folder / "crashes"
+        try:
+            started = time.monotonic()
+            phase(row)
+            log.info("phase.done campaign=%s phase=%s seconds=%.1f", row.campaign_id, row.state, time.monotonic() - started)
+            crashes.unlink(missing_ok=True)
+        except (BudgetExceededError, GateRefusedError) as error:
+            self.jobs.move(row.campaign_id, JobState.REFUSED, code=error.code, message=str(error))
+            log.warning("job.refused campaign=%s code=%s", row.campaign_id, error.code)
+        except BusgenError as error:
+            self.jobs.move(row.campaign_id, JobState.FAILED, code=error.code, message=str(error))
+            log.error("job.failed campaign=%s code=%s", row.campaign_id, error.code)
+        except Exception as error:
+            count = (int(crashes.read_text()) if crashes.exists() else 0) + 1
+            crashes.write_text(str(count))
+            log.exception("phase.crashed campaign=%s phase=%s count=%d", row.campaign_id, row.state, count)
+            if count >= CRASH_LIMIT:
+                message = f"{type(error).__name__} in phase {row.state}; see the worker's log"
+                self.jobs.move(row.campaign_id, JobState.FAILED, code="worker-crash", message=message)
+
+    # 1. Budget first: nothing private is read for training before the ledger holds the reservation.
+    def _begin(self, row: JobRow) -> None:
+        campaign = Campaign.model_validate_json(row.campaign)
+        foundation_folder(self.settings.data, campaign)
+        plan = self._plan(campaign)
+        figures = audit_event(self.settings.policy)
+        self._reserve("members", row.campaign_id, [*plan.events(), figures])
+        self._reserve("holdout", row.campaign_id, [figures])
+        self.jobs.move(row.campaign_id, JobState.ADAPTING)
+
+    def _reserve(self, account: str, reference: str, events: Sequence[GaussianEvent]) -> None:
+        policy = self.settings.policy
+        self.ledger.reserve(account=account, reference=reference, events=events, cap_epsilon=policy.lifetime_epsilon, delta=policy.lifetime_delta)
+
+    # 2. Adaptation, resumable from its own checkpoint.
+    def _adapt(self, row: JobRow) -> None:
+        campaign = Campaign.model_validate_json(row.campaign)
+        foundation = self._foundation(campaign)
+        folder = job_folder(self.settings.data, row.campaign_id) / "adapt"
+        with self._progress(row, JobState.ADAPTING) as report:
+            adapt(foundation, self.cohort.load("member"), self._plan(campaign), checkpoint=folder, progress=report)
+        self.ledger.commit("members", row.campaign_id)
+        self.jobs.move(row.campaign_id, JobState.GENERATING)
+
+    # 3. Sampling in shards: a shard that is on disk is not drawn again.
+    def _generate(self, row: JobRow) -> None:
+        campaign = Campaign.model_validate_json(row.campaign)
+        foundation = self._foundation(campaign)
+        folder = job_folder(self.settings.data, row.campaign_id)
+        network = load_adapted(foundation, folder / "adapt" / "adapted.safetensors")
+        seed = job_seed(folder)
+        wanted = [p for p in Pathology for _ in range(campaign.images.get(p, 0))]
+        order = np.random.default_rng(seed).permutation(len(wanted))
+        shards = folder / "samples"
+        shards.mkdir(exist_ok=True)
+        with self._progress(row, JobState.GENERATING) as report:
+            for start in range(0, len(wanted), SHARD_IMAGES):
+                target = shards / f"{start:08d}.parquet"
+                if not target.exists():
+                    indices = [int(i) for i in order[start : start + SHARD_IMAGES]]
+                    write_whole(target, write_parquet(draw_images(foundation, network, [wanted[i] for i in indices], indices, seed=seed)))
+                report(min(start + SHARD_IMAGES, len(wanted)), len(wanted))
+        self.jobs.move(row.campaign_id, JobState.AUDITING)
+
+    # 4. The audit attacks the result; the gate decides; the release waits, unsigned, for the officer.
+    def _audit(self, row: JobRow) -> None:
+        campaign = Campaign.model_validate_json(row.campaign)
+        foundation = self._foundation(campaign)
+        folder = job_folder(self.settings.data, row.campaign_id)
+        network = load_adapted(foundation, folder / "adapt" / "adapted.safetensors")
+        images = released_images(folder)
+        members, holdout = self.cohort.load("member"), self.cohort.load("holdout")
+        audit_file = folder / "audit-local.json"
+        if not audit_file.exists():
+            with self._progress(row, JobState.AUDITING) as report:
+                audit = run_audit(
+                    foundation=foundation,
+                    adapted=network,
+                    released=arrays(images)[0],
+                    members=members,
+                    holdout=holdout,
+                    epsilon=campaign.epsilon,
+                    delta=campaign.delta,
+                    draws=8,
+                    seed=secrets.randbits(32),
+                    progress=report,
+                )
+            write_whole(audit_file, audit.model_dump_json(indent=1).encode())
+        audit = Audit.model_validate_json(audit_file.read_bytes())
+        travels = travelling(audit, self.settings.policy, SecureGaussian())
+        verdict = build_unsigned(
+            folder,
+            settings=self.settings,
+            campaign=campaign,
+            plan=self._plan(campaign),
+            images=images,
+            audit=audit,
+            travels=travels,
+            ledger=self.ledger,
+            members=members,
+        )
+        self.ledger.commit("holdout", row.campaign_id)
+        if verdict.verdict != "release":
+            raise GateRefusedError(f"campaign {row.campaign_id}: {'; '.join(verdict.reasons)}")
+        self.jobs.move(row.campaign_id, JobState.REVIEW, progress=1.0)
+
+    def _score(self, row: ScoreRow) -> None:
+        """Score a downstream model on holdout patients; the counts are noised and paid for by the holdout account."""
+        request = ScoreRequest.model_validate_json(row.request)
+        policy = self.settings.policy
+        event = GaussianEvent(noise_multiplier=policy.score_noise, sample_rate=1.0, count=1)
+        try:
+            classifier = Classifier.from_bytes(model_file(self.settings.data, row.model_id).read_bytes())
+            self._reserve("holdout", f"score-{row.model_id}", [event])
+            holdout = self.cohort.load("holdout")
+            keep = [i for i, p in enumerate(holdout.classes) if p is not Pathology.NORMAL]
+            counts = patient_counts(
+                classifier.predict(holdout.images[keep]),
+                [holdout.classes[i] for i in keep],
+                [holdout.patients[i] for i in keep],
+                request.edges,
+            )
+            source = SecureGaussian()
+            answer = noised(counts, noise=policy.score_noise, gaussian=lambda count: source((count,)).numpy())
+            self.jobs.finish_score(row.model_id, counts=answer)
+            self.ledger.commit("holdout", f"score-{row.model_id}")
+        except BusgenError as error:
+            log.warning("score.refused model=%s code=%s", row.model_id, error.code)
+            self.jobs.finish_score(row.model_id, counts=None, code=error.code)
+        except Exception:
+            log.exception("score.crashed model=%s", row.model_id)
+            self.jobs.finish_score(row.model_id, counts=None, code="worker-crash")
+
+    def _plan(self, campaign: Campaign) -> DpSgdPlan:
+        """The job's plan: made once, then read back, so that a change of settings cannot change a promise half-way."""
+        file = job_folder(self.settings.data, campaign.campaign_id) / "plan.json"
+        if not file.exists():
+            adapt_settings = self.settings.adapt
+            plan = plan_dpsgd(
+                policy=self.settings.policy,
+                campaign_epsilon=campaign.epsilon,
+                delta=campaign.delta,
+                steps=adapt_settings.steps,
+                patient_rate=adapt_settings.patient_rate,
+                draws=adapt_settings.draws,
+            )
+            write_whole(file, json.dumps(asdict(plan)).encode())
+        return DpSgdPlan(**json.loads(file.read_text()))
+
+    def _foundation(self, campaign: Campaign) -> Foundation:
+        return load_foundation(foundation_folder(self.settings.data, campaign), expected_digest=campaign.foundation)
+
+    @contextmanager
+    def _progress(self, row: JobRow, state: JobState) -> Iterator[Callable[[int, int], None]]:
+        """A callback (done, total) that records progress at most every two seconds."""
+        last = 0.0
+
+        def report(done: int, total: int) -> None:
+            nonlocal last
+            if time.monotonic() - last > 2 or done == total:
+                last = time.monotonic()
+                self.jobs.move(row.campaign_id, state, progress=done / max(total, 1))
+
+        yield report
+
+
+def foundation_ready(data: Path, row: JobRow) -> bool:
+    """True once every byte of the campaign's foundation is here."""
+    part = foundation_part(data, row.campaign_id)
+    return part.exists() and part.stat().st_size == Campaign.model_validate_json(row.campaign).foundation_bytes
+
+
+def foundation_folder(data: Path, campaign: Campaign) -> Path:
+    """The campaign's foundation, unpacked once and checked against its digest."""
+    folder = data / "foundations" / campaign.foundation
+    if not folder.exists():
+        part = foundation_part(data, campaign.campaign_id)
+        if not part.exists():
+            raise UnavailableError("the campaign's foundation has not arrived")
+        fresh = folder.with_name(f"{folder.name}.new")
+        unpack_foundation(unpack(part.read_bytes()), fresh, expected_digest=campaign.foundation)
+        fresh.replace(folder)
+    return folder
+
+
+def job_seed(folder: Path) -> int:
+    """Seed of the job's sampling, from the operating system, kept in the job's folder."""
+    file = folder / "seed.json"
+    if not file.exists():
+        write_whole(file, json.dumps({"seed": secrets.randbits(62)}).encode())
+    return int(json.loads(file.read_text())["seed"])
+
+
+def draw_images(foundation: Foundation, network: UNet2DModel, labels: list[Pathology], indices: list[int], *, seed: int) -> list[SyntheticImage]:
+    """Draw the images with these indices; image i depends on (seed, i) and its label alone."""
+    boxes = [foundation.boxes.draw(p, np.random.default_rng((seed, i))) for p, i in zip(labels, indices, strict=True)]
+    conditions = Conditions(classes=torch.tensor([p.index for p in labels]), boxes=boxes)
+    seeds = [int(np.random.default_rng((seed, i, 1)).integers(2**62)) for i in indices]
+    pixels = to_bytes(sample(network, foundation.scheduler, conditions, seeds=seeds))
+    return [
+        SyntheticImage(sample_id=f"{i:08d}", png=encode_png(picture), pathology=label, box=box)
+        for i, picture, label, box in zip(indices, pixels, labels, boxes, strict=True)
+    ]
+
+
+def released_images(folder: Path) -> list[SyntheticImage]:
+    """All sampled images of a job, in order of their shards."""
+    return [image for shard in sorted((folder / "samples").glob("*.parquet")) for image in read_parquet(shard.read_bytes())]
+
+
+def main() -> None:
+    """``python -m busgen_client.worker``; the configuration's path is in the environment."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    Worker(load_settings(Path(os.environ["BUSGEN_NODE_CONFIG"]))).run_forever()
+
+
+if __name__ == "__main__":
+    main()

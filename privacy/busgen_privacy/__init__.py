@@ -1,0 +1,3 @@
+"""Adaptation under differential privacy, accounting, ledger, de-identification rules, attacks, gate, report."""
+
+__version__ = "0.1.0"

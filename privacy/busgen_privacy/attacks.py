@@ -1,0 +1,186 @@
+"""Attacks on an adapted generator and on what it released. One score for each patient; higher means "was a member".
+
+Given the network and the released images, a patient's score depends on that patient's rows and key alone, never on who else
+is attacked: the sensitivity of the figures that travel rests on that.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from diffusers import DDPMScheduler, UNet2DModel
+from numpy.typing import NDArray
+
+from busgen_core.errors import InputError
+from busgen_core.generator import FOLD, PATCH_CHANNELS, denoising_loss
+from busgen_core.images import box_channel, to_unit
+from busgen_privacy.cohort import Cohort
+
+Scores = NDArray[np.float64]
+LOWEST_TIME, HIGHEST_TIME = 50, 900  # the diffusion times that adaptation trains
+MOST_IMAGES = 8  # images of a patient that are attacked
+MOST_REAL = 3000  # real images from which the copy threshold is calibrated
+CLOSEST_SHARE, MARGIN, SMALLEST = 1e-3, 0.5, 0.02  # see copy_threshold
+BLOCK = 512  # released images compared at once
+
+
+@dataclass(frozen=True, slots=True)
+class MemberScores:
+    """Scores of an attack, float [patients], patients in the order of their keys."""
+
+    members: Scores
+    holdout: Scores
+
+
+def loss_attack(
+    adapted: UNet2DModel,
+    reference: UNet2DModel,
+    scheduler: DDPMScheduler,
+    members: Cohort,
+    holdout: Cohort,
+    *,
+    draws: int,
+    seed: int,
+    progress: Callable[[int, int], None],
+) -> MemberScores:
+    """How much better the adapted network denoises a patient than the un-adapted one: loss before - loss after.
+
+    Both networks see the same noise at the same diffusion times; times are stratified over those that adaptation trains. The
+    difference removes how hard an image is as such (Watson et al. 2022, arXiv:2111.08440, difficulty calibration).
+
+    Args:
+        adapted: The network that was adapted to ``members``.
+        reference: The foundation's network.
+        scheduler: Their schedule.
+        draws: Noise draws for each image, at most 8 images a patient.
+        seed: Seed of the draws.
+        progress: Called with (patients done, patients).
+    """
+    total = len(members.patient_rows()) + len(holdout.patient_rows())
+    found: list[Scores] = []
+    done = 0
+    for cohort in (members, holdout):
+        scores = []
+        for patient, rows in cohort.patient_rows().items():
+            scores.append(_improvement(adapted, reference, scheduler, cohort, rows[:MOST_IMAGES], draws=draws, key=f"{seed}/{patient}"))
+            done += 1
+            progress(done, total)
+        found.append(np.array(scores))
+    return MemberScores(members=found[0], holdout=found[1])
+
+
+@torch.no_grad()
+def _improvement(
+    adapted: UNet2DModel, reference: UNet2DModel, scheduler: DDPMScheduler, cohort: Cohort, rows: list[int], *, draws: int, key: str
+) -> float:
+    rng = np.random.default_rng(int.from_bytes(hashlib.sha256(key.encode()).digest()[:16], "big"))
+    repeated = [row for row in rows for _ in range(draws)]
+    side = cohort.images.shape[1] // FOLD
+    strata = (np.tile(np.arange(draws), len(rows)) + rng.random(len(repeated))) / draws
+    times = torch.from_numpy((LOWEST_TIME + strata * (HIGHEST_TIME - LOWEST_TIME)).astype(np.int64))
+    noise = torch.from_numpy(rng.standard_normal((len(repeated), PATCH_CHANNELS, side, side), dtype=np.float32))
+    classes = torch.tensor([cohort.classes[row].index for row in repeated])
+    planes = box_channel([cohort.boxes[row] for row in repeated], size=side)
+    device = next(adapted.parameters()).device
+    inputs = [tensor.to(device) for tensor in (to_unit(cohort.images[repeated]), classes, planes, noise, times)]
+    before, after = (denoising_loss(network.to(device), scheduler, *inputs) for network in (reference, adapted))
+    return float((before - after).double().mean())
+
+
+@dataclass(frozen=True, slots=True)
+class NearCopies:
+    """Distances (1 - correlation) of released images to real ones.
+
+    Attributes:
+        threshold: Below it an image counts as a copy.
+        member_distance: Distance of each released image to the nearest member image, float32 [released].
+        member_row: That image's row in the members' cohort, int [released].
+        holdout_distance: Distance to the nearest holdout image, float32 [released].
+        scores: For each patient, minus the distance of its nearest released image (GAN-Leaks: Chen et al. 2020,
+            arXiv:1909.03935, full black-box).
+    """
+
+    threshold: float
+    member_distance: NDArray[np.float32]
+    member_row: NDArray[np.int64]
+    holdout_distance: NDArray[np.float32]
+    scores: MemberScores
+
+    @property
+    def count(self) -> int:
+        """Released images that are near copies of a member's image."""
+        return int((self.member_distance < self.threshold).sum())
+
+    @property
+    def holdout_count(self) -> int:
+        """The same against holdout patients: what chance gives, since none of them was learned from."""
+        return int((self.holdout_distance < self.threshold).sum())
+
+
+def near_copies(released: NDArray[np.uint8], members: Cohort, holdout: Cohort) -> NearCopies:
+    """Compare every released image with every real one.
+
+    Args:
+        released: uint8 [m, px, px].
+        members: Cohort of the adaptation, same px.
+        holdout: Patients it never saw.
+
+    Raises:
+        InputError: nothing released, another size than the cohorts', or fewer than two patients.
+
+    Diagnostic: few near copies do not prove privacy ("the DCR delusion", Yao et al. 2025, arXiv:2505.01524); one proves a leak.
+    """
+    if not len(released) or released.shape[1:] != members.images.shape[1:] or released.shape[1:] != holdout.images.shape[1:]:
+        raise InputError("released images are missing, or not of the cohorts' size")
+    generated, known, unseen = normalised(released), normalised(members.images), normalised(holdout.images)
+    member_distance, member_row, to_members = _nearest(generated, known)
+    holdout_distance, _, to_holdout = _nearest(generated, unseen)
+    return NearCopies(
+        threshold=copy_threshold(members, holdout),
+        member_distance=member_distance,
+        member_row=member_row,
+        holdout_distance=holdout_distance,
+        scores=MemberScores(members=_by_patient(members, to_members), holdout=_by_patient(holdout, to_holdout)),
+    )
+
+
+def copy_threshold(members: Cohort, holdout: Cohort) -> float:
+    """Half the distance that the closest 0.1 % of image pairs of different real patients have, at least 0.02.
+
+    On three hospitals (BUSI, BUS-BRA, BrEaST) that is .07 to .15: a real image blurred or noised again lies below it (median .02
+    to .07), while the closest images of different patients lie at .19 and above wherever patients are known.
+    """
+    images = np.concatenate([members.images, holdout.images])
+    patients = np.unique(np.array(members.patients + holdout.patients), return_inverse=True)[1]
+    rows = np.linspace(0, len(images) - 1, min(len(images), MOST_REAL)).astype(int)
+    flat, patients = normalised(images[rows]), patients[rows]
+    different = np.triu(patients[:, None] != patients[None, :])
+    if not different.any():
+        raise InputError("near copies need the images of at least two patients")
+    closest = float(np.quantile((1 - flat @ flat.T)[different], CLOSEST_SHARE))
+    return max(MARGIN * closest, SMALLEST)
+
+
+def normalised(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """uint8 [n, px, px] to float32 [n, px * px] of mean 0 and length 1; a constant image becomes 0."""
+    flat = images.reshape(len(images), -1).astype(np.float32)
+    flat -= flat.mean(1, keepdims=True)
+    return np.asarray(flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6), dtype=np.float32)
+
+
+def _nearest(generated: NDArray[np.float32], real: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]:
+    """Distance and row of the nearest real image for each generated one, and distance of the nearest generated one for each real."""
+    distances, rows = [], []
+    back = np.full(len(real), 2, np.float32)
+    for start in range(0, len(generated), BLOCK):
+        block = 1 - generated[start : start + BLOCK] @ real.T
+        distances.append(block.min(1))
+        rows.append(block.argmin(1))
+        back = np.minimum(back, block.min(0))
+    return np.concatenate(distances), np.concatenate(rows), back
+
+
+def _by_patient(cohort: Cohort, distance: NDArray[np.float32]) -> Scores:
+    return np.array([-float(distance[rows].min()) for rows in cohort.patient_rows().values()])

@@ -1,0 +1,1 @@
+"""Differential privacy: accounting, noise, DP-SGD over patients, and the watchdog over it. The only door to Opacus."""

@@ -1,0 +1,186 @@
+"""Two accountants for the same mechanisms; they must agree, and the larger epsilon is the one stated.
+
+PLD: dp_accounting, privacy loss distributions (Koskela et al. 2020, arXiv:1906.03049; Doroshenko et al. 2022,
+arXiv:2207.04380), pessimistic discretisation, the worse of adding and of removing a patient.
+PRV: Opacus, privacy random variables (Gopi, Lee, Wutschitz 2021, arXiv:2106.02848), upper bound of its error interval.
+
+Heavy libraries are imported inside the functions: whoever only names an event does not wait for torch.
+"""
+
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from math import exp, inf, isfinite, log, sqrt
+
+from scipy.optimize import brentq
+from scipy.special import log_ndtr
+
+from busgen_core.errors import ConfigError, WatchdogError
+
+PLD_INTERVAL = 1e-4  # width of a bin of the privacy loss
+PRV_ERROR, PRV_SHARE = 2e-3, 1e-3  # error bound that PRV adds: absolute, or this share of epsilon if that is more
+DISAGREE_SHARE, DISAGREE_GAP = 0.01, 0.01  # relative and absolute; both exceeded means disagreement
+NO_PROMISE = 100.0  # from here on epsilon is reported as infinite: no policy may allow it
+QUIETEST, MOST = 0.05, 20_000  # smallest noise multiplier and largest number of compositions that are computed
+NOISE_STEP = 5e-4  # relative accuracy of the smallest noise
+
+
+@dataclass(frozen=True, slots=True)
+class GaussianEvent:
+    """A Gaussian mechanism, Poisson-sampled by patient and repeated. The relation is to add or remove one patient.
+
+    Attributes:
+        noise_multiplier: Noise standard deviation / L2 sensitivity to one patient.
+        sample_rate: Chance that a given patient enters one repetition, in (0, 1].
+        count: Repetitions.
+
+    Raises:
+        ConfigError: a value outside its range; noise below 0.05 is no protection and is not computed.
+    """
+
+    noise_multiplier: float
+    sample_rate: float
+    count: int
+
+    def __post_init__(self) -> None:
+        if not (isfinite(self.noise_multiplier) and self.noise_multiplier >= QUIETEST):
+            raise ConfigError(f"noise_multiplier={self.noise_multiplier} is not a finite number of at least {QUIETEST}")
+        if not 0 < self.sample_rate <= 1:
+            raise ConfigError(f"sample_rate={self.sample_rate} is not in (0, 1]")
+        if not 1 <= self.count <= MOST:
+            raise ConfigError(f"count={self.count} is not in 1 to {MOST}")
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """Epsilon of a composition at one delta: what is stated, and both accountants' figures."""
+
+    epsilon: float
+    pld: float
+    prv: float
+
+
+def epsilon_of(events: Sequence[GaussianEvent], *, delta: float) -> Spent:
+    """Epsilon of all events composed, adaptively and in any order.
+
+    Guarantees: the epsilon stated is the larger of two upper bounds. It does not depend on the order of ``events``.
+
+    Returns:
+        Zero for no events; infinite where epsilon is far above 100 and therefore no promise.
+
+    Raises:
+        ConfigError: delta outside [1e-10, 0.1], or more than 20,000 compositions.
+        WatchdogError: the accountants differ by more than 1 % and 0.01, or one of them failed.
+
+    >>> epsilon_of([], delta=1e-5).epsilon
+    0.0
+    """
+    if not 1e-10 <= delta <= 0.1:
+        raise ConfigError(f"delta={delta} is not in [1e-10, 0.1]")
+    merged: Counter[tuple[float, float]] = Counter()
+    for event in events:
+        merged[float(event.noise_multiplier), float(event.sample_rate)] += event.count
+    if merged.total() > MOST:
+        raise ConfigError(f"{merged.total()} compositions; at most {MOST} are computed")
+    return _composed(tuple(sorted((sigma, rate, count) for (sigma, rate), count in merged.items())), delta)
+
+
+@lru_cache(maxsize=256)
+def _composed(events: tuple[tuple[float, float, int], ...], delta: float) -> Spent:
+    if not events:
+        return Spent(0.0, 0.0, 0.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # numpy's log(0) at sample_rate = 1; RDP orders that only size the grid
+        try:
+            loose = _rdp(events, delta)
+            if loose > 2 * NO_PROMISE:
+                return Spent(inf, inf, inf)
+            pld, prv = _pld(events, delta), _prv(events, delta, error=max(PRV_ERROR, PRV_SHARE * loose))
+        except (ValueError, RuntimeError, FloatingPointError, MemoryError) as error:
+            raise WatchdogError(f"an accountant failed ({type(error).__name__}: {error}); no epsilon can be stated") from error
+    gap = abs(pld - prv)
+    if not gap <= max(DISAGREE_GAP, DISAGREE_SHARE * max(pld, prv)):  # NaN disagrees too
+        raise WatchdogError(f"accountants disagree: PLD {pld:.4f}, PRV {prv:.4f} at delta {delta:g}; no epsilon can be stated")
+    return Spent(max(pld, prv), pld, prv)
+
+
+def _pld(events: Sequence[tuple[float, float, int]], delta: float) -> float:
+    from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent
+    from dp_accounting.pld import PLDAccountant
+
+    accountant = PLDAccountant(value_discretization_interval=PLD_INTERVAL)
+    for sigma, rate, count in events:
+        gaussian = GaussianDpEvent(sigma)
+        accountant.compose(SelfComposedDpEvent(gaussian if rate == 1 else PoissonSampledDpEvent(rate, gaussian), count))
+    return float(accountant.get_epsilon(delta))
+
+
+def _prv(events: Sequence[tuple[float, float, int]], delta: float, *, error: float) -> float:
+    from opacus.accountants import PRVAccountant
+
+    accountant = PRVAccountant()
+    accountant.history = list(events)
+    return float(accountant.get_epsilon(delta, eps_error=error))
+
+
+def _rdp(events: Sequence[tuple[float, float, int]], delta: float) -> float:
+    """A loose upper bound that costs nothing: it only tells what is not worth computing."""
+    from opacus.accountants import RDPAccountant
+
+    accountant = RDPAccountant()
+    accountant.history = list(events)
+    return float(accountant.get_epsilon(delta))
+
+
+def noise_for(*, epsilon: float, delta: float, sample_rate: float, steps: int, beside: Sequence[GaussianEvent]) -> float:
+    """Smallest noise multiplier of ``steps`` DP-SGD steps that keeps them and ``beside`` within ``epsilon``.
+
+    Guarantees: ``epsilon_of([GaussianEvent(returned, sample_rate, steps), *beside], delta=delta).epsilon <= epsilon``;
+    that is checked on the value returned. The smallest noise is met from above, to 0.1 %.
+
+    Raises:
+        ConfigError: ``beside`` alone leaves nothing of epsilon, or an argument is outside its range.
+    """
+    if not 0 < epsilon <= NO_PROMISE:
+        raise ConfigError(f"epsilon={epsilon} is not in (0, {NO_PROMISE:g}]")
+    if epsilon_of(beside, delta=delta).epsilon >= epsilon:
+        raise ConfigError(f"the figures beside the adaptation use all of epsilon {epsilon:g}; ask for more or raise their noise")
+
+    def spent(sigma: float) -> float:
+        return epsilon_of([GaussianEvent(sigma, sample_rate, steps), *beside], delta=delta).epsilon
+
+    def excess(log_sigma: float) -> float:
+        return log(min(spent(exp(log_sigma)), 10 * NO_PROMISE) / epsilon)
+
+    low = high = max(2 * QUIETEST, sample_rate * sqrt(steps) / gdp_mu(epsilon, delta))  # central limit: Dong, Roth, Su 2022
+    while spent(high) > epsilon:
+        high *= 1.3
+        if high > 1e6:
+            raise ConfigError(f"no noise keeps epsilon within {epsilon:g} beside the other figures")
+    while spent(low) <= epsilon:
+        if low == QUIETEST:
+            return QUIETEST
+        low = max(QUIETEST, low / 1.3)
+    sigma = exp(brentq(excess, log(low), log(high), xtol=NOISE_STEP, rtol=1e-9))
+    while spent(sigma) > epsilon:  # the root may lie on the wrong side by the tolerance
+        sigma *= 1 + NOISE_STEP
+    return sigma
+
+
+def gdp_delta(mu: float, epsilon: float) -> float:
+    """Delta of mu-Gaussian DP at ``epsilon``: Phi(mu/2 - eps/mu) - exp(eps) Phi(-mu/2 - eps/mu).
+
+    Source: Balle & Wang 2018, arXiv:1805.06530, theorem 8; Dong, Roth, Su 2022, arXiv:1905.02383, corollary 1.
+    """
+    return exp(log_ndtr(mu / 2 - epsilon / mu)) - exp(epsilon + log_ndtr(-mu / 2 - epsilon / mu))
+
+
+def gdp_mu(epsilon: float, delta: float) -> float:
+    """The mu of the Gaussian mechanism that is exactly (epsilon, delta)-DP.
+
+    >>> round(gdp_mu(8.0, 1e-5), 3)
+    1.666
+    """
+    return float(brentq(lambda mu: gdp_delta(mu, epsilon) - delta, 1e-6, 100.0, xtol=1e-10))

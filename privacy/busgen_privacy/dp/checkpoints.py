@@ -1,0 +1,107 @@
+"""Files of an adaptation: safetensors with JSON in their metadata, each written beside its place and moved in whole."""
+
+import json
+import os
+from collections.abc import Mapping
+from copy import deepcopy
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import UNet2DModel
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+from torch.nn import Parameter
+
+from busgen_core.errors import CheckpointError
+from busgen_core.foundation import Foundation
+from busgen_privacy.dp.plan import DpSgdPlan
+from busgen_privacy.dp.watchdog import Watchdog
+
+ADAPTED, STATE = "adapted.safetensors", "state.safetensors"
+ADAM = ("exp_avg", "exp_avg_sq", "step")
+
+
+def replace(path: Path, data: bytes) -> None:
+    """Write ``data`` so that ``path`` is the old file or the new one, whole, whenever the process or the machine stops."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".new")
+    with temporary.open("wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path)
+
+
+def save(
+    folder: Path, run: str, parameters: Mapping[str, Parameter], average: Mapping[str, Tensor], adam: torch.optim.Optimizer, watchdog: Watchdog
+) -> None:
+    """Write the state after ``len(watchdog.sizes)`` steps."""
+    tensors = {f"now.{name}": p.detach() for name, p in parameters.items()} | {f"ema.{name}": t for name, t in average.items()}
+    tensors |= {f"{key}.{name}": adam.state[p][key] for name, p in parameters.items() for key in ADAM}
+    tensors["watchdog.chosen"] = torch.from_numpy(watchdog.chosen)
+    sums = {"sizes": watchdog.sizes, "bound": watchdog.bound, "energy": watchdog.energy, "numbers": watchdog.numbers}
+    metadata = {"run": run, "step": str(len(watchdog.sizes)), "watchdog": json.dumps(sums)}
+    replace(folder / STATE, to_bytes({name: t.cpu().contiguous() for name, t in tensors.items()}, metadata))
+
+
+def resume(
+    folder: Path, run: str, parameters: Mapping[str, Parameter], average: dict[str, Tensor], adam: torch.optim.Optimizer, watchdog: Watchdog
+) -> int:
+    """Put the last state in place and return its step; 0 where there is none.
+
+    Raises:
+        CheckpointError: unreadable, or of another plan, foundation or cohort.
+    """
+    if not (folder / STATE).exists():
+        return 0
+    check_run(folder / STATE, run)
+    tensors, metadata = _read(folder / STATE)
+    try:
+        sums = json.loads(metadata["watchdog"])
+        watchdog.sizes, watchdog.bound = [int(n) for n in sums["sizes"]], int(sums["bound"])
+        watchdog.energy, watchdog.numbers = float(sums["energy"]), int(sums["numbers"])
+        watchdog.chosen = np.array(tensors["watchdog.chosen"].numpy())
+        for name, parameter in parameters.items():
+            parameter.data.copy_(tensors[f"now.{name}"])
+            average[name].copy_(tensors[f"ema.{name}"])
+            adam.state[parameter] = {key: tensors[f"{key}.{name}"].to("cpu" if key == "step" else parameter.device) for key in ADAM}
+        return int(metadata["step"])
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{STATE} is incomplete ({type(error).__name__}); move the folder away and start again") from error
+
+
+def check_run(file: Path, run: str) -> None:
+    """Raise CheckpointError unless ``file`` was written by the run with this identity."""
+    if _read(file)[1].get("run") != run:
+        raise CheckpointError(f"{file.name} belongs to another plan, foundation or cohort; move its folder away")
+
+
+def save_adapted(file: Path, run: str, tensors: Mapping[str, Tensor], *, plan: DpSgdPlan, secure: bool) -> None:
+    """Write the adapted parameters, marked with the plan and with the kind of noise."""
+    metadata = {"run": run, "plan": plan.digest(), "subset": plan.subset, "noise": "secure" if secure else "seeded"}
+    replace(file, to_bytes({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, metadata))
+
+
+def load_adapted(foundation: Foundation, file: Path, *, allow_seeded: bool) -> UNet2DModel:
+    """See ``dpsgd.load_adapted``."""
+    tensors, metadata = _read(file)
+    if metadata.get("noise") != "secure" and not (allow_seeded and metadata.get("noise") == "seeded"):
+        raise CheckpointError(f"{file.name} was not adapted with secure noise; it cannot make a release")
+    network: UNet2DModel = deepcopy(foundation.network)
+    parameters = dict(network.named_parameters())
+    for name, tensor in tensors.items():
+        if name not in parameters or parameters[name].shape != tensor.shape or not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(f"{file.name} does not fit this foundation")
+        parameters[name].data.copy_(tensor)
+    network.eval()
+    return network
+
+
+def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(file, "pt") as opened:
+            return {name: opened.get_tensor(name) for name in opened.keys()}, dict(opened.metadata() or {})  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{file.name} is not a readable safetensors file ({type(error).__name__})") from error

@@ -1,0 +1,239 @@
+"""DP-SGD over patients: adapt a small part of the foundation to a hospital's images.
+
+One step: every patient enters on its own with chance q; a patient who entered gives one gradient, the mean over at most
+four of its images and K diffusion draws of each, from one plain backward pass; Opacus's optimizer clips it, sums, adds
+Gaussian noise, divides by a public constant and lets Adam step. No hooks, so nothing depends on how layers are captured.
+
+Guarantees: given what the steps before released, adding or removing one patient changes the summed gradient of a step by at
+most C in L2: a patient's gradient, its choice of images and its diffusion draws depend on that patient's rows, the step and
+the weights alone, never on who else is present. Each step is thus a Poisson-sampled Gaussian mechanism with noise
+multiplier sigma, and the run is ``plan.events()``. Steps lost to a crash are run again with fresh noise; what they held was
+never written, so nothing is spent twice.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DDPMScheduler, UNet2DModel
+from opacus.optimizers import DPOptimizer
+from opacus.optimizers.optimizer import _check_processed_flag, _mark_as_processed
+from torch import Tensor
+from torch.nn import GroupNorm, Parameter
+
+from busgen_core.digests import canonical_json, sha256_bytes
+from busgen_core.errors import InputError
+from busgen_core.foundation import Foundation
+from busgen_core.generator import FOLD, PATCH_CHANNELS, denoising_loss
+from busgen_core.images import box_channel, to_unit
+from busgen_core.labels import NULL_INDEX
+from busgen_privacy.cohort import Cohort
+from busgen_privacy.dp import checkpoints
+from busgen_privacy.dp.noise import NoiseSource, SecureGaussian, poisson_sample
+from busgen_privacy.dp.plan import DpSgdPlan, Subset, audit_event, choose_subset, plan_dpsgd
+from busgen_privacy.dp.watchdog import GAMMA, Watchdog, check_unwrapped
+
+__all__ = ["DpSgdPlan", "adapt", "audit_event", "choose_subset", "load_adapted", "plan_dpsgd", "trainable"]
+
+CLASS_TABLE = "class_embedding.weight"
+LOWEST_TIME, HIGHEST_TIME = 50, 900  # diffusion times drawn: the middle carries the private signal, phantoms teach speckle
+EMA_DECAY = 0.98
+SAVE_EVERY = 10  # steps between checkpoints
+
+
+def trainable(network: UNet2DModel, subset: Subset) -> dict[str, Parameter]:
+    """Parameters of ``subset`` by name, in the network's order; every parameter's ``requires_grad`` is set to match.
+
+    ``class-embedding``: the class table (its null row never changes). ``bias-norm``: that, and all biases and GroupNorm scales.
+    """
+    norms = {f"{name}.weight" for name, module in network.named_modules() if isinstance(module, GroupNorm)}
+    found = {}
+    for name, parameter in network.named_parameters():
+        wanted = name == CLASS_TABLE or (subset == "bias-norm" and (name in norms or name.endswith(".bias")))
+        parameter.requires_grad_(wanted)
+        if wanted:
+            found[name] = parameter
+    return found
+
+
+def patient_gradient(
+    network: UNet2DModel, scheduler: DDPMScheduler, cohort: Cohort, rows: list[int], plan: DpSgdPlan, *, patient: str, step: int
+) -> list[Tensor]:
+    """Gradient of one patient's mean denoising loss by every trained parameter, from one backward pass.
+
+    All randomness is seeded by (patient key, step): another patient's presence cannot change it. It is not secret.
+    """
+    seed = hashlib.sha256(f"{step}/{patient}".encode()).digest()
+    rng = np.random.default_rng(int.from_bytes(seed[:16], "big"))
+    if len(rows) > plan.max_images_per_patient:
+        rows = sorted(rng.choice(rows, size=plan.max_images_per_patient, replace=False).tolist())
+    repeated = [row for row in rows for _ in range(plan.draws)]
+    side = cohort.images.shape[1] // FOLD
+    device = next(network.parameters()).device
+    noise = torch.from_numpy(rng.standard_normal((len(repeated), PATCH_CHANNELS, side, side), dtype=np.float32))
+    times = torch.from_numpy(rng.integers(LOWEST_TIME, HIGHEST_TIME, len(repeated)))
+    images = to_unit(cohort.images[repeated])
+    classes = torch.tensor([cohort.classes[row].index for row in repeated])
+    planes = box_channel([cohort.boxes[row] for row in repeated], size=side)
+    inputs = [tensor.to(device) for tensor in (images, classes, planes, noise, times)]
+    loss = denoising_loss(network, scheduler, *inputs).mean()
+    return list(torch.autograd.grad(loss, [p for p in network.parameters() if p.requires_grad]))
+
+
+class PatientOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no type hints
+    """Opacus's optimizer with patients as samples, normalisation before the cut, and noise from our source.
+
+    Guarantees: whatever ``grad_sample`` holds, each patient's share of the sum has L2 norm at most C (to float32 rounding).
+    """
+
+    def __init__(self, parameters: Mapping[str, Parameter], plan: DpSgdPlan, watchdog: Watchdog, source: NoiseSource) -> None:
+        super().__init__(
+            torch.optim.Adam(list(parameters.values()), lr=plan.learning_rate),
+            noise_multiplier=plan.noise_multiplier,
+            max_grad_norm=plan.clip_norm,
+            expected_batch_size=plan.expected_patients,
+            loss_reduction="mean",
+        )
+        self.plan, self.watchdog, self.source = plan, watchdog, source
+        self.table = parameters[CLASS_TABLE]
+        self.attach_step_hook(PatientOptimizer.watch)
+
+    def step_patients(self, gradients: list[list[Tensor]], source: NoiseSource) -> None:
+        """One noised step; ``gradients`` holds a list of tensors for each sampled patient, and may be empty."""
+        self.source = source
+        self.take(gradients)
+        self.step()
+
+    def take(self, gradients: list[list[Tensor]]) -> None:
+        """Forget the step before and hold these gradients, one list of tensors for each patient."""
+        self.zero_grad(set_to_none=True)
+        for place, parameter in enumerate(self.params):
+            stacked = [patient[place] for patient in gradients]
+            parameter.grad_sample = torch.stack(stacked) if stacked else parameter.new_zeros((0, *parameter.shape))
+
+    def clip_and_accumulate(self) -> None:
+        """Normalise (auto-s), then Opacus's flat cut, which holds whatever came before it."""
+        norms = self.patient_norms()
+        self.watchdog.gradients(norms)
+        if self.plan.clipping == "auto-s":
+            scale = self.plan.clip_norm / (norms + GAMMA)
+            for parameter in self.params:
+                parameter.grad_sample = torch.einsum("i,i...->i...", scale, parameter.grad_sample)
+        super().clip_and_accumulate()
+
+    def patient_norms(self) -> Tensor:
+        """L2 norm of each patient's whole gradient, float [patients]."""
+        norms: Tensor = torch.stack([g.flatten(1).norm(dim=1) for g in self.grad_samples]).norm(dim=0)
+        return norms
+
+    def add_noise(self) -> None:
+        """Add noise of standard deviation sigma C to the clipped sum, in float64."""
+        for parameter in self.params:
+            _check_processed_flag(parameter.summed_grad)
+            noise = self.source(parameter.shape) * (self.noise_multiplier * self.max_grad_norm)
+            noised = parameter.summed_grad.double() + noise.to(parameter.device)
+            parameter.grad = noised.to(parameter.dtype)
+            _mark_as_processed(parameter.summed_grad)
+
+    def watch(self) -> None:
+        """Measure the noise from the gradient that Adam is about to use; then hold the null label still (post-processing)."""
+        noise = [(p.grad.double() * self.plan.expected_patients - p.summed_grad.double()).flatten() for p in self.params]
+        self.watchdog.noise(torch.cat(noise))
+        assert self.table.grad is not None
+        self.table.grad[NULL_INDEX] = 0
+
+
+def adapt(
+    foundation: Foundation,
+    cohort: Cohort,
+    plan: DpSgdPlan,
+    *,
+    checkpoint: Path,
+    progress: Callable[[int, int], None],
+    source: NoiseSource | None = None,
+) -> None:
+    """Adapt the foundation; writes ``checkpoint/adapted.safetensors`` and ``checkpoint/watchdog.json``. Resumable.
+
+    Guarantees: the tensors written, all of them, are (epsilon, delta)-DP for one patient added or removed, with the epsilon of
+    ``plan.events()``. ``watchdog.json`` and the checkpoint are exact and stay in the hospital. The network runs in eval mode
+    (it has no dropout or batch statistics, so no patient's gradient depends on another's), float32, contiguous.
+
+    Args:
+        foundation: Network and schedule; left unchanged.
+        cohort: Members only.
+        plan: The promise.
+        checkpoint: Folder of this run alone; a killed run goes on from its last multiple of 10 steps.
+        progress: Called with (steps done, steps).
+        source: Randomness; None is the operating system's. Seeded sources are for tests: the result is marked.
+
+    Raises:
+        ConfigError: the plan's noise does not keep its epsilon.
+        InputError: an empty cohort, or images of another size than the foundation's.
+        CheckpointError: the folder holds a run of another plan, foundation or cohort.
+        WatchdogError: a privacy invariant broke; nothing is written and the budget stays spent.
+    """
+    plan.check()
+    source = source or SecureGaussian()
+    side = int(foundation.network.config["sample_size"]) * FOLD
+    if not len(cohort) or cohort.images.shape[1] != side:
+        raise InputError(f"the cohort is empty, or its images are not {side} px as the foundation's")
+    run = _identity(foundation, cohort, plan, source)
+    target = checkpoint / checkpoints.ADAPTED
+    if target.exists():
+        checkpoints.check_run(target, run)
+        progress(plan.steps, plan.steps)
+        return
+    check_unwrapped(foundation.network)
+    network = deepcopy(foundation.network).to(memory_format=torch.contiguous_format).float().eval()
+    parameters = trainable(network, plan.subset)
+    before = {name: p.detach().clone() for name, p in parameters.items()}
+    average = {name: p.detach().clone() for name, p in parameters.items()}
+    patients = list(cohort.patient_rows().items())
+    watchdog = Watchdog(plan=plan, patients=len(patients))
+    optimizer = PatientOptimizer(parameters, plan, watchdog, source)
+    done = checkpoints.resume(checkpoint, run, parameters, average, optimizer.original_optimizer, watchdog)
+    for step in range(done, plan.steps):
+        stream = source.at_step(step)
+        chosen = poisson_sample(len(patients), plan.patient_rate, stream)
+        watchdog.sampled(chosen)
+        gradients = [
+            patient_gradient(network, foundation.scheduler, cohort, rows, plan, patient=key, step=step) for key, rows in (patients[i] for i in chosen)
+        ]
+        optimizer.step_patients(gradients, stream)
+        _average(average, parameters, step)
+        if (step + 1) % SAVE_EVERY == 0 and step + 1 < plan.steps:
+            checkpoints.save(checkpoint, run, parameters, average, optimizer.original_optimizer, watchdog)
+        progress(step + 1, plan.steps)
+    findings = watchdog.finish(before, average)
+    checkpoints.replace(checkpoint / "watchdog.json", json.dumps(asdict(findings), indent=1).encode())
+    checkpoints.save_adapted(target, run, average, plan=plan, secure=source.secure)
+
+
+def load_adapted(foundation: Foundation, file: Path, *, allow_seeded: bool = False) -> UNet2DModel:
+    """The foundation's network with the adapted parameters in place, in eval mode; the foundation is left unchanged.
+
+    Raises:
+        CheckpointError: not a file of ``adapt``, tensors that do not fit, or seeded noise without ``allow_seeded`` (tests).
+    """
+    return checkpoints.load_adapted(foundation, file, allow_seeded=allow_seeded)
+
+
+def _average(average: dict[str, Tensor], parameters: Mapping[str, Parameter], step: int) -> None:
+    """Exponential mean of the weights, decay .98 after a short warm-up; post-processing of noised steps."""
+    decay = min(EMA_DECAY, (1 + step) / (10 + step))
+    for name, parameter in parameters.items():
+        average[name].lerp_(parameter.detach(), 1 - decay)
+
+
+def _identity(foundation: Foundation, cohort: Cohort, plan: DpSgdPlan, source: NoiseSource) -> str:
+    """What a checkpoint is bound to: plan, foundation, the very cohort, and the kind of noise. Never leaves the hospital."""
+    content = hashlib.sha256(np.ascontiguousarray(cohort.images).tobytes())
+    content.update(canonical_json([cohort.patients, [c.value for c in cohort.classes], cohort.boxes]))
+    facts: dict[str, Any] = {"plan": plan.digest(), "foundation": foundation.digest, "cohort": content.hexdigest(), "secure": source.secure}
+    return sha256_bytes(canonical_json(facts))

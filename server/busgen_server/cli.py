@@ -1,0 +1,307 @@
+"""The command ``busgen-hub``. Exit status: 0 done, 1 refused or invalid, 2 wrong usage."""
+
+import datetime
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import tomli_w
+import typer
+from busgen_core.digests import sha256_bytes
+from busgen_core.errors import BusgenError, InputError, StateError
+from busgen_core.keys import PublicKey
+from busgen_core.labels import Pathology
+from busgen_core.release import TrustedKeys, verify_release
+from busgen_core.supervise import Program, supervise
+from busgen_core.transfer import folder_files, pack
+from busgen_core.wire import FOUNDATION_FILES, Campaign, Name
+from pydantic import BaseModel, ConfigDict, ValidationError
+from rich.console import Console
+from rich.table import Table
+
+from busgen_server.database import open_store
+from busgen_server.settings import HubSettings, load_settings
+from busgen_server.store import HubStore
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="The consortium's hub.")
+site_app = typer.Typer(no_args_is_help=True, help="Hospitals.")
+campaign_app = typer.Typer(no_args_is_help=True, help="Campaigns.")
+catalogue_app = typer.Typer(no_args_is_help=True, help="Releases.")
+for name, sub in {"site": site_app, "campaign": campaign_app, "catalogue": catalogue_app}.items():
+    app.add_typer(sub, name=name)
+
+Config = Annotated[Path, typer.Option("--config", "-c", envvar="BUSGEN_HUB_CONFIG", help="The hub's settings, hub.toml.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+HUB_TOML = Path("hub.toml")
+
+
+class JoinRequest(BaseModel):
+    """What a hospital sends to be enrolled: its name and its three public keys."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    site: Name
+    node_key: str
+    officer_key: str
+    flower_key: str
+
+
+@app.command("init")
+def init(
+    foundation: Annotated[Path, typer.Option(help="Folder of the foundation that campaigns hand out.")],
+    config: Config = HUB_TOML,
+    public_host: Annotated[str, typer.Option(help="Address of the one public port.")] = "127.0.0.1",
+    public_port: Annotated[int, typer.Option(help="The one public port.")] = 8443,
+    superlink_port: Annotated[int, typer.Option(help="Loopback port of Flower's SuperLink.")] = 9092,
+    dashboard_port: Annotated[int, typer.Option(help="Loopback port of the dashboard.")] = 8080,
+    poll_seconds: Annotated[float, typer.Option(help="Pause between two questions to a node.")] = 5,
+) -> None:
+    """Write hub.toml, the consortium's certificate authority and the hub's certificate. Existing ones are kept.
+
+    Exit status: 0 done, 1 refused or invalid, 2 wrong usage.
+    """
+    from busgen_server.pki import create_ca, issue_server_certificate
+
+    if not config.exists():
+        config.parent.mkdir(parents=True, exist_ok=True)
+        settings = {
+            "data": "data",
+            "foundation": str(foundation.absolute()),
+            "public_host": public_host,
+            "public_port": public_port,
+            "superlink_port": superlink_port,
+            "dashboard_port": dashboard_port,
+            "poll_seconds": poll_seconds,
+        }
+        config.write_text(tomli_w.dumps(settings))
+    loaded = load_settings(config)
+    create_ca(loaded.data / "pki")
+    issue_server_certificate(loaded.data / "pki", [loaded.public_host, *loaded.certificate_names])
+    open_store(loaded.data)
+    typer.echo(f"hub in {config.parent}; start it with 'busgen-hub start'")
+
+
+@app.command("start")
+def start(config: Config = HUB_TOML) -> None:
+    """Run the hub until it is told to stop: SuperLink, gateway, launcher, trainer, dashboard; restarted when they end.
+
+    Exit status: 0 stopped, 1 refused or invalid, 2 wrong usage.
+    """
+    from busgen_server.flower_app.launcher import flower_environment
+
+    settings = load_settings(config)
+    supervise(programs(settings), env=flower_environment(settings, config))
+
+
+def programs(settings: HubSettings) -> list[Program]:
+    """The hub's processes. SuperLink listens on loopback only; the gateway is the one public port."""
+    pki, logs = settings.data / "pki", settings.data / "logs"
+    superlink = [
+        "flower-superlink",
+        *("--ssl-ca-certfile", str((pki / "ca.crt").absolute())),
+        *("--ssl-certfile", str((pki / "server.crt").absolute()), "--ssl-keyfile", str((pki / "server.key").absolute())),
+        *("--host", "127.0.0.1", "--port", str(settings.superlink_port)),
+        *("--database", str((settings.data / "superlink.sqlite").absolute())),
+        *("--enable-supernode-auth", "--disable-runtime-dependency-installation"),
+    ]
+    modules = {
+        "gateway": "busgen_server.gateway",
+        "launcher": "busgen_server.flower_app.launcher",
+        "trainer": "busgen_server.trainer",
+        "dashboard": "busgen_server.dashboard",
+    }
+    return [
+        Program(name="superlink", command=superlink, log_file=logs / "superlink.log"),
+        *(Program(name=n, command=[sys.executable, "-m", module], log_file=logs / f"{n}.log") for n, module in modules.items()),
+    ]
+
+
+@app.command("bundle")
+def bundle() -> None:
+    """Print the SHA-256 of the Flower bundle; hospitals pin it.
+
+    Exit status: 0 done.
+    """
+    from busgen_server.flower_app.launcher import bundle_digest
+
+    typer.echo(bundle_digest())
+
+
+@app.command("invite")
+def invite(config: Config = HUB_TOML) -> None:
+    """Print an invitation for a hospital: address, certificate authority, bundle digest.
+
+    Exit status: 0 done, 1 refused or invalid, 2 wrong usage.
+    """
+    from busgen_server.flower_app.launcher import bundle_digest
+
+    settings = load_settings(config)
+    address = f"{settings.public_host}:{settings.public_port}"
+    content = {"address": address, "ca_pem": (settings.data / "pki" / "ca.crt").read_text(), "bundle_sha256": [bundle_digest()]}
+    typer.echo(json.dumps(content, indent=1))
+
+
+@site_app.command("add")
+def site_add(request: Annotated[Path, typer.Argument(help="The hospital's join request (JSON).")], config: Config = HUB_TOML) -> None:
+    """Enrol a hospital: its signing keys in the store, its node key at Flower. The hub must be running.
+
+    Exit status: 0 done, 1 refused or invalid, 2 wrong usage.
+    """
+    from busgen_server.flower_app.launcher import register_node
+
+    try:
+        join = JoinRequest.model_validate_json(request.read_bytes())
+        PublicKey.from_hex(join.node_key), PublicKey.from_hex(join.officer_key)
+    except (OSError, ValidationError) as error:
+        raise InputError(f"{request} is not a join request ({type(error).__name__}); ask the hospital for another") from None
+    settings = load_settings(config)
+    store = HubStore(open_store(settings.data))
+    row = store.add_site(join.site, node_key=join.node_key, officer_key=join.officer_key, flower_key=join.flower_key)
+    if row.node_id is None:
+        key_file = settings.data / "sites" / f"{join.site}.pub"
+        key_file.parent.mkdir(parents=True, exist_ok=True)
+        key_file.write_text(join.flower_key)
+        store.bind_node(join.site, register_node(settings, config, key_file))
+    typer.echo(f"enrolled: {join.site}")
+
+
+@site_app.command("list")
+def site_list(config: Config = HUB_TOML, as_json: AsJson = False) -> None:
+    """Hospitals and when they were last heard of.
+
+    Exit status: 0 done, 1 invalid settings, 2 wrong usage.
+    """
+    _print_rows([{"site": s.name, "last_seen": str(s.last_seen or "never"), "node": s.node_id or ""} for s in _store(config).sites()], as_json)
+
+
+@campaign_app.command("create")
+def campaign_create(
+    campaign_id: Annotated[str, typer.Argument(help="Its name: lower-case letters, digits, hyphens.")],
+    images: Annotated[int, typer.Option(help="Synthetic images for each label.")] = 200,
+    normal: Annotated[int | None, typer.Option(help="Another number for the label normal.")] = None,
+    epsilon: Annotated[float, typer.Option(help="Epsilon wanted, adaptation and audit together.")] = 8.0,
+    delta: Annotated[float, typer.Option(help="Delta wanted.")] = 1e-5,
+    days: Annotated[int, typer.Option(help="Days until the deadline.")] = 14,
+    config: Config = HUB_TOML,
+) -> None:
+    """Publish a campaign to all enrolled hospitals.
+
+    Exit status: 0 done, 1 refused or invalid, 2 wrong usage.
+    """
+    from busgen_core.foundation import foundation_digest
+
+    settings = load_settings(config)
+    digest = foundation_digest(settings.foundation)
+    packed = pack(folder_files(settings.foundation, FOUNDATION_FILES))
+    try:
+        campaign = Campaign(
+            campaign_id=campaign_id,
+            images={p: normal if p is Pathology.NORMAL and normal is not None else images for p in Pathology},
+            epsilon=epsilon,
+            delta=delta,
+            foundation=digest,
+            foundation_bytes=len(packed),
+            foundation_package=sha256_bytes(packed),
+            deadline=(datetime.datetime.now(datetime.UTC).date() + datetime.timedelta(days=days)).isoformat(),
+        )
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise InputError(f"campaign {campaign_id}: {wrong}") from None
+    _store(config).add_campaign(campaign)
+    typer.echo(f"published: {campaign_id}, epsilon {epsilon:g}, delta {delta:g}, foundation {digest[:12]}")
+
+
+@campaign_app.command("show")
+def campaign_show(campaign_id: str, config: Config = HUB_TOML, as_json: AsJson = False) -> None:
+    """A campaign's jobs, one line a hospital.
+
+    Exit status: 0 done, 1 no such campaign, 2 wrong usage.
+    """
+    store = _store(config)
+    state = store.campaign_row(campaign_id).state
+    rows = [{"site": j.site, "state": j.state, "progress": round(j.progress, 3), "code": j.code, "campaign": state} for j in store.jobs(campaign_id)]
+    _print_rows(rows, as_json)
+
+
+@campaign_app.command("cancel")
+def campaign_cancel(campaign_id: str, config: Config = HUB_TOML) -> None:
+    """Cancel a campaign; releases that arrived stay.
+
+    Exit status: 0 done, 1 not open, 2 wrong usage.
+    """
+    _store(config).set_campaign_state(campaign_id, "cancelled")
+
+
+@campaign_app.command("results")
+def campaign_results(campaign_id: str, config: Config = HUB_TOML, as_json: AsJson = False) -> None:
+    """AUC of each downstream model at each hospital, with 95 % intervals.
+
+    Exit status: 0 done, 1 no such campaign, 2 wrong usage.
+    """
+    store = _store(config)
+    store.campaign_row(campaign_id)
+    rows = [
+        {"trained on": r.name, "scored at": r.site, "auc": round(r.auc, 4), "low": round(r.low, 4), "high": round(r.high, 4)}
+        for r in store.results(campaign_id)
+    ]
+    _print_rows(rows, as_json)
+
+
+@catalogue_app.command("list")
+def catalogue_list(config: Config = HUB_TOML, as_json: AsJson = False) -> None:
+    """Releases, admitted and rejected.
+
+    Exit status: 0 done, 1 invalid settings, 2 wrong usage.
+    """
+    rows = [
+        {"release": r.release_id, "site": r.site, "state": r.state, "code": r.code, "epsilon": r.epsilon, "gate": r.gate, "images": r.images}
+        for r in _store(config).releases()
+    ]
+    _print_rows(rows, as_json)
+
+
+@app.command("verify")
+def verify(
+    release: Annotated[Path, typer.Argument(help="Folder of a release.")],
+    keys: Annotated[Path, typer.Option(help="The hospital's join request (JSON): its public keys.")],
+) -> None:
+    """Check a release's signatures, files and privacy arithmetic. Works offline.
+
+    Exit status: 0 valid, 1 not valid, 2 wrong usage.
+    """
+    from busgen_privacy.statement import check_statement
+
+    try:
+        join = JoinRequest.model_validate_json(keys.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise InputError(f"{keys} is not a join request ({type(error).__name__})") from None
+    if not release.is_dir():
+        raise StateError(f"{release} is not a folder")
+    trusted = TrustedKeys(site=join.site, node=PublicKey.from_hex(join.node_key), officer=PublicKey.from_hex(join.officer_key))
+    manifest = verify_release(folder_files(release), trusted)
+    check_statement(manifest)
+    typer.echo(f"valid: {manifest.release_id}, {manifest.images} images, epsilon {manifest.privacy.epsilon:.3f} at delta {manifest.privacy.delta:g}")
+
+
+def _store(config: Path) -> HubStore:
+    return HubStore(open_store(load_settings(config).data))
+
+
+def _print_rows(rows: Sequence[Mapping[str, object]], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(rows))
+        return
+    table = Table(*(rows[0] if rows else ["nothing yet"]))
+    for row in rows:
+        table.add_row(*(str(value) for value in row.values()))
+    Console().print(table)
+
+
+def main() -> None:
+    """Run the command line; the one place where an error becomes an exit status."""
+    try:
+        app()
+    except BusgenError as error:
+        sys.exit(f"busgen-hub: {error.code}: {error}")

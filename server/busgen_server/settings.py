@@ -1,0 +1,74 @@
+"""Settings of the hub: one TOML file (hub.toml), overridden by BUSGEN_HUB__NAME variables."""
+
+import tomllib
+from pathlib import Path
+from typing import Annotated
+
+from busgen_core.errors import ConfigError
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+Port = Annotated[int, Field(ge=1024, le=65535)]
+MEBIBYTE = 2**20
+
+
+class HubSettings(BaseSettings):
+    """All settings of the hub.
+
+    Attributes:
+        data: Folder of everything the hub stores; relative to the TOML file.
+        foundation: Folder of the foundation that campaigns hand out; relative to the TOML file.
+        public_host: Address that the gateway listens on: the only one that hospitals reach.
+        public_port: Port of the gateway.
+        superlink_port: Loopback port of Flower's SuperLink; nothing but the gateway and this machine reaches it.
+        dashboard_host: Address that the dashboard listens on. It has no accounts yet: keep it on loopback.
+        dashboard_port: Port of the dashboard.
+        certificate_names: DNS names and IP addresses in the gateway's certificate; what hospitals connect to.
+        chunk_bytes: Largest piece of a foundation or release in one message.
+        poll_seconds: Pause between two rounds of questions to the nodes.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="BUSGEN_HUB__", env_nested_delimiter="__", extra="forbid")
+
+    data: Path
+    foundation: Path
+    public_host: str = "127.0.0.1"
+    public_port: Port = 8443
+    superlink_port: Port = 9092
+    dashboard_host: str = "127.0.0.1"
+    dashboard_port: Port = 8080
+    certificate_names: tuple[str, ...] = Field(default=("localhost", "127.0.0.1"), min_length=1)
+    chunk_bytes: int = Field(default=4 * MEBIBYTE, ge=64 * 1024, le=64 * MEBIBYTE)
+    poll_seconds: float = Field(default=5, gt=0, le=3600)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment wins over the file; nothing else is read."""
+        return env_settings, init_settings
+
+
+def load_settings(file: Path) -> HubSettings:
+    """Read ``hub.toml``; relative paths are relative to it.
+
+    Raises:
+        ConfigError: missing, not TOML, or a value outside its range; names the settings that are wrong.
+    """
+    try:
+        content = tomllib.loads(file.read_text(encoding="utf-8"))
+        settings = HubSettings(**content)
+    except FileNotFoundError:
+        raise ConfigError(f"{file} does not exist; run 'busgen-hub init' first") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: not valid TOML: {error}") from error
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise ConfigError(f"{file}: {wrong}") from None
+    base = file.parent
+    return settings.model_copy(update={"data": base / settings.data, "foundation": base / settings.foundation})

@@ -1,0 +1,124 @@
+"""The trainer: trains downstream models on admitted releases, and turns the sites' counts into results."""
+
+import logging
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from busgen_core.digests import sha256_bytes
+from busgen_core.downstream import train_classifier
+from busgen_core.labels import Pathology
+from busgen_core.repository import SyntheticImage, arrays, read_parquet
+from busgen_core.scores import auc_from_counts, quantile_edges
+from busgen_core.wire import BinnedCounts
+from numpy.typing import NDArray
+
+from busgen_server.database import ModelRow, ReleaseRow, ResultRow, open_store
+from busgen_server.settings import HubSettings, load_settings
+from busgen_server.store import POOL, HubStore
+
+log = logging.getLogger("busgen.trainer")
+CONFIG_VARIABLE = "BUSGEN_HUB_CONFIG"
+CHECK_SECONDS = 2.0
+EPOCHS = 15
+SCORE_BINS = 8
+
+
+class Trainer:
+    """Works on campaigns in state "scoring"; everything it makes is in the store and on disk."""
+
+    def __init__(self, settings: HubSettings) -> None:
+        self.settings = settings
+        self.store = HubStore(open_store(settings.data))
+
+    def step(self) -> bool:
+        """Do what is due for one campaign; False when nothing is."""
+        for row in self.store.campaigns(state="scoring"):
+            if self._train(row.campaign_id):
+                return True
+            if self._finish(row.campaign_id):
+                return True
+        return False
+
+    def _train(self, campaign_id: str) -> bool:
+        """Train one model that is still missing."""
+        releases = self.store.releases(campaign_id=campaign_id, state="admitted")
+        have = {m.name for m in self.store.models(campaign_id)}
+        wanted: dict[str, list[ReleaseRow]] = {release.site: [release] for release in releases}
+        if len(releases) > 1:
+            wanted[POOL] = releases
+        for name, sources in wanted.items():
+            if name not in have:
+                self._train_one(campaign_id, name, sources)
+                return True
+        return False
+
+    def _train_one(self, campaign_id: str, name: str, releases: list[ReleaseRow]) -> None:
+        started = time.monotonic()
+        images, labels = lesion_arrays([image for release in releases for image in self._images(release)])
+        classifier = train_classifier(images, labels, seed=0, epochs=EPOCHS)
+        weights = classifier.to_bytes()
+        model_id = f"{campaign_id}-{name}"[:63]
+        file = self.settings.data / "models" / f"{model_id}.safetensors"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(weights)
+        edges = quantile_edges(classifier.predict(images), bins=SCORE_BINS)
+        self.store.upsert_model(
+            ModelRow(
+                model_id=model_id,
+                campaign_id=campaign_id,
+                name=name,
+                trained_on=f"{len(images)} synthetic images of {len(releases)} release(s)",
+                weights=file.relative_to(self.settings.data).as_posix(),
+                sha256=sha256_bytes(weights),
+                edges=[float(e) for e in edges],
+            )
+        )
+        log.info("model.trained model=%s images=%d seconds=%.1f", model_id, len(images), time.monotonic() - started)
+
+    def _images(self, release: ReleaseRow) -> list[SyntheticImage]:
+        folder = self.settings.data / release.folder / "data"
+        return [image for file in sorted(folder.glob("*.parquet")) for image in read_parquet(file.read_bytes())]
+
+    def _finish(self, campaign_id: str) -> bool:
+        """When every releasing site has answered for every model: results, and the campaign is done."""
+        releasing = {r.site for r in self.store.releases(campaign_id=campaign_id, state="admitted")}
+        results: list[ResultRow] = []
+        for model in self.store.models(campaign_id):
+            scores = {s.site: s for s in self.store.scores(model.model_id) if s.counts is not None or s.code not in ("", "pending", "weights-needed")}
+            if not releasing <= scores.keys():
+                return False
+            counts = {site: BinnedCounts.model_validate(s.counts) for site, s in scores.items() if s.counts is not None}
+            for site, found in [*((s, [c]) for s, c in counts.items()), (POOL, list(counts.values()))]:
+                if found:
+                    auc, low, high = auc_from_counts(found)
+                    results.append(
+                        ResultRow(campaign_id=campaign_id, name=model.name, site=site, auc=auc, low=low, high=high, details={"model": model.model_id})
+                    )
+        self.store.upsert_results(results)
+        self.store.set_campaign_state(campaign_id, "done")
+        log.info("campaign.done campaign=%s releases=%d", campaign_id, len(releasing))
+        return True
+
+
+def lesion_arrays(images: list[SyntheticImage]) -> tuple[NDArray[np.uint8], list[Pathology]]:
+    """Benign and malignant images only: uint8 [n, 64, 64] and their labels."""
+    lesions = [image for image in images if image.pathology is not Pathology.NORMAL]
+    pixels, labels = arrays(lesions)
+    return pixels, list(labels)
+
+
+def main() -> None:
+    """``python -m busgen_server.trainer``; the configuration's path is in the environment."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    trainer = Trainer(load_settings(Path(os.environ[CONFIG_VARIABLE])))
+    torch.set_num_threads(max(1, (os.cpu_count() or 2)))
+    while True:
+        if not trainer.step():
+            time.sleep(CHECK_SECONDS)
+
+
+if __name__ == "__main__":
+    main()

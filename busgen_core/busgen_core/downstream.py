@@ -9,6 +9,7 @@ import json
 import math
 import struct
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Annotated, Literal
 
 import numpy as np
@@ -21,8 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from busgen_core.errors import CheckpointError, ConfigError
-from busgen_core.images import to_unit
 from busgen_core.labels import Pathology
+from busgen_core.tensors import to_unit
 
 Progress = Callable[[int, int], None]  # optimizer steps done, of how many
 
@@ -68,11 +69,8 @@ class Network(nn.Module):
         super().__init__()
         widths = config.widths
         self.stem = nn.Conv2d(1, widths[0], 3, 2, 1)
-        stages = [Block(widths[0], widths[0], stride=1)]
-        for before, after in zip(widths, widths[1:], strict=False):
-            stages.append(Block(before, after, stride=2))
-        stages.append(Block(widths[-1], widths[-1], stride=1))
-        self.blocks = nn.Sequential(*stages)
+        halving = [Block(before, after, stride=2) for before, after in pairwise(widths)]
+        self.blocks = nn.Sequential(*halving, Block(widths[-1], widths[-1], stride=1))
         self.head = nn.Linear(widths[-1], 1)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -198,7 +196,8 @@ def augment(images: Tensor, draws: torch.Generator) -> Tensor:
     c = torch.where(mirrored, c.flip(1), c)
     moved = images[torch.arange(count)[:, None, None], 0, r[:, :, None], c[:, None, :]].unsqueeze(1)
     contrast, brightness = torch.randn(2, count, 1, 1, 1, generator=draws) * GAIN
-    return moved * (1 + contrast) + brightness
+    changed: Tensor = moved * (1 + contrast) + brightness
+    return changed
 
 
 def _pace(done: float) -> float:

@@ -122,8 +122,7 @@ class BudgetExceededError(ReleaseRefusedError):
     def __init__(self, *, site: str, epsilon_after: float, agreed: float) -> None:
         self.site, self.epsilon_after, self.agreed = site, epsilon_after, agreed
         super().__init__(
-            f"{site}: epsilon would reach {epsilon_after:.2f}, {agreed:g} agreed. "
-            "Nothing was spent. Only the hospital's policy raises the limit."
+            f"{site}: epsilon would reach {epsilon_after:.2f}, {agreed:g} agreed. Nothing was spent. Only the hospital's policy raises the limit."
         )
 
 

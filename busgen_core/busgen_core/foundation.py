@@ -20,6 +20,7 @@ from busgen_core.digests import canonical_json, sha256_bytes, sha256_file
 from busgen_core.errors import CheckpointError
 from busgen_core.wire import FOUNDATION_FILES
 
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Foundation:
     """A loaded foundation: network in eval mode, schedule, box density, digest of the folder."""

@@ -13,8 +13,9 @@ from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, UNet2DModel
 from torch import Tensor
 from torch.nn import functional
 
-from busgen_core.images import Box, box_channel
+from busgen_core.images import Box
 from busgen_core.labels import CLASS_COUNT
+from busgen_core.tensors import box_channel
 
 FOLD = 2  # side of a pixel patch
 PATCH_CHANNELS = FOLD * FOLD
@@ -61,9 +62,7 @@ def build_network(shape: Shape) -> UNet2DModel:
 
 def build_scheduler() -> DDPMScheduler:
     """The noise schedule that the network is trained under."""
-    return DDPMScheduler(
-        num_train_timesteps=TRAIN_STEPS, beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", clip_sample=False
-    )
+    return DDPMScheduler(num_train_timesteps=TRAIN_STEPS, beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", clip_sample=False)
 
 
 def fold(images: Tensor) -> Tensor:

@@ -13,10 +13,10 @@ class Pathology(StrEnum):
     MALIGNANT = "malignant"
 
     @property
-    def index(self) -> int:
+    def class_index(self) -> int:
         """Class index of the generator, 0 to 2.
 
-        >>> Pathology.MALIGNANT.index
+        >>> Pathology.MALIGNANT.class_index
         2
         """
         return list(Pathology).index(self)

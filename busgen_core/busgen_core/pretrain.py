@@ -3,7 +3,7 @@
 import csv
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +17,11 @@ from tqdm import tqdm
 from busgen_core.boxes import BoxDensity, fit_boxes
 from busgen_core.errors import CheckpointError, ConfigError, TableError
 from busgen_core.foundation import save_foundation
-from busgen_core.generator import FOLD, TRAIN_STEPS, PATCH_CHANNELS, Shape, build_network, build_scheduler, denoising_loss
-from busgen_core.images import Box, box_channel, resize_gray, to_unit
+from busgen_core.generator import FOLD, PATCH_CHANNELS, TRAIN_STEPS, Shape, build_network, build_scheduler, denoising_loss
+from busgen_core.images import Box, resize_gray
 from busgen_core.labels import NULL_INDEX, Pathology, parse_pathology
 from busgen_core.phantom import simulate
+from busgen_core.tensors import box_channel, to_unit
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,7 +37,7 @@ class PretrainPlan:
     phantoms: int = 6000  # distinct phantom frames
     phantom_share: float = 0.15  # share of a batch drawn from phantoms once public images are given
     ema_decay: float = 0.999
-    shape: Shape = Shape()
+    shape: Shape = field(default_factory=Shape)
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch < 1 or not 0 <= self.condition_dropout < 1:
@@ -116,7 +117,7 @@ def draw_batch(frames: Frames, rows: NDArray[np.int64], rng: np.random.Generator
         if box is not None and mirrored:
             box = (1 - box[2], box[1], 1 - box[0], box[3])
         boxes.append(None if rng.random() < dropout else box)
-        classes.append(NULL_INDEX if rng.random() < dropout else frames.labels[row].index)
+        classes.append(NULL_INDEX if rng.random() < dropout else frames.labels[row].class_index)
     planes = box_channel(boxes, size=frames.images.shape[1] // FOLD)
     return to_unit(images), torch.tensor(classes), planes
 
@@ -188,7 +189,7 @@ def pretrain(plan: PretrainPlan, *, public: Path | None, out: Path, save_every: 
 
 def _balanced(frames: Frames, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
     """Rows drawn with the three classes equally likely."""
-    labels = np.array([p.index for p in frames.labels])
+    labels = np.array([p.class_index for p in frames.labels])
     weight = 1.0 / np.bincount(labels, minlength=len(Pathology))[labels]
     return rng.choice(len(labels), size=count, p=weight / weight.sum())
 
@@ -248,7 +249,9 @@ def _resume(
     for (name, parameter), shadow in zip(network.named_parameters(), average.shadow_params, strict=True):
         parameter.data.copy_(tensors[f"net.{name}"])
         shadow.copy_(tensors[f"ema.{name}"])
-        optimizer.state[parameter] = {key: tensors[f"{key}.{name}"].to(parameter.device if key != "step" else "cpu") for key in ("exp_avg", "exp_avg_sq", "step")}
+        optimizer.state[parameter] = {
+            key: tensors[f"{key}.{name}"].to(parameter.device if key != "step" else "cpu") for key in ("exp_avg", "exp_avg_sq", "step")
+        }
     average.optimization_step = int(state["ema_step"])
     return int(state["step"]), float(state["seconds"]), list(state["losses"])
 
@@ -280,5 +283,3 @@ cosine schedule). Conditions: pathology (normal, benign, malignant, or null) and
 
 Not for diagnosis. Its images are not of patients; it has no differential privacy, since all its data are public or simulated.
 """
-
-

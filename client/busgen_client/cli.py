@@ -118,7 +118,9 @@ def supernode_command(settings: NodeSettings) -> list[str]:
 
 
 @intake_app.command("table")
-def intake_table_command(folder: Annotated[Path, typer.Argument(help="Folder with images.csv.")], config: Config = NODE_TOML, as_json: AsJson = False) -> None:
+def intake_table_command(
+    folder: Annotated[Path, typer.Argument(help="Folder with images.csv.")], config: Config = NODE_TOML, as_json: AsJson = False
+) -> None:
     """Take in an image folder with a CSV of labels.
 
     Exit status: 0 done (some may be in quarantine), 1 the table cannot be read, 2 wrong usage.
@@ -223,7 +225,8 @@ def ledger_show(config: Config = NODE_TOML, as_json: AsJson = False) -> None:
     ledger = _ledger(settings)
     delta = settings.policy.lifetime_delta
     rows = [
-        {"account": a, "epsilon": round(ledger.spent(a, delta), 4), "of": settings.policy.lifetime_epsilon, "delta": delta} for a in ("members", "holdout")
+        {"account": a, "epsilon": round(ledger.spent(a, delta), 4), "of": settings.policy.lifetime_epsilon, "delta": delta}
+        for a in ("members", "holdout")
     ]
     _print_rows(rows, as_json)
 

@@ -11,7 +11,7 @@ import hmac
 import json
 import os
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -222,7 +222,7 @@ class CohortStore:
             image: The clean frame.
             clears: Quarantine key that is lifted by this admission.
         """
-        from busgen_core.images import encode_png  # imports torch
+        from busgen_core.images import encode_png
 
         with _storage(), Session(self._engine) as session:
             if session.scalar(select(ImageRow.image_id).where(ImageRow.source_key == image.source_key)):
@@ -275,11 +275,17 @@ class CohortStore:
             session.add(JournalRow(event=event, detail=json.dumps(detail, sort_keys=True)))
             session.commit()
 
-    def load(self, role: Role, *, size: int = 64) -> "Cohort":
-        """All images of a role, resized to [size, size], ordered by image id.
+    def ids(self, role: Role) -> list[str]:
+        """Ids of a role's images, in order: what a job is bound to, since intake may go on while it works."""
+        with _storage(), Session(self._engine) as session:
+            return list(session.scalars(select(ImageRow.image_id).where(ImageRow.role == role).order_by(ImageRow.image_id)))
+
+    def load(self, role: Role, *, size: int = 64, only: Collection[str] | None = None) -> "Cohort":
+        """All images of a role (or those named by ``only``), resized to [size, size], ordered by image id.
 
         Raises:
             CorruptImageError: a file is missing, or is not the bytes that were stored.
+            StateError: an image of ``only`` is no longer there.
         """
         import numpy as np
 
@@ -288,6 +294,10 @@ class CohortStore:
 
         with _storage(), Session(self._engine) as session:
             rows = session.scalars(select(ImageRow).where(ImageRow.role == role).order_by(ImageRow.image_id)).all()
+        if only is not None:
+            rows = [row for row in rows if row.image_id in set(only)]
+            if len(rows) != len(only):
+                raise StateError(f"{len(only) - len(rows)} images of the job's cohort are gone; the job cannot go on")
         frames = [decode_gray(self._stored(row), size=size) for row in rows]
         return Cohort(
             images=np.stack(frames) if frames else np.zeros((0, size, size), np.uint8),

@@ -3,7 +3,10 @@
 from pathlib import Path
 
 from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.exc import DatabaseError
 from sqlalchemy.orm import DeclarativeBase
+
+from busgen_core.errors import UnavailableError
 
 
 class Base(DeclarativeBase):
@@ -16,6 +19,9 @@ def open_store(data: Path) -> Engine:
     Every commit reaches the disk before it returns (synchronous=FULL). Transactions take the write lock at their start
     (BEGIN IMMEDIATE), since one that began as a reader could not wait for it: SQLite refuses that at once
     (sqlite.org/lang_transaction.html, 2.2). They are short, and wait up to 30 s for each other.
+
+    Raises:
+        UnavailableError: the file is no database, is damaged, or stays locked.
     """
     import busgen_client.cohort
     import busgen_client.jobs  # noqa: F401  (the tables register themselves)
@@ -33,5 +39,10 @@ def open_store(data: Path) -> Engine:
     def _begin(connection: Connection) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
-    Base.metadata.create_all(engine)
+    try:
+        Base.metadata.create_all(engine)
+    except DatabaseError as error:
+        raise UnavailableError(
+            f"node.sqlite cannot be used ({type(error).__name__}); restore it from a backup, the ledger is a file of its own"
+        ) from None
     return engine

@@ -65,17 +65,26 @@ def statement_for(plan: DpSgdPlan, campaign: Campaign, policy: Policy, earlier: 
     before = epsilon_of(earlier, delta=campaign.delta).epsilon
     lifetime = epsilon_of([*earlier, *adaptation, audit], delta=campaign.delta).epsilon
     events = [
-        *(Event(mechanism="dp-sgd", account="members", noise_multiplier=e.noise_multiplier, sample_rate=e.sample_rate, count=e.count) for e in adaptation),
+        *(
+            Event(mechanism="dp-sgd", account="members", noise_multiplier=e.noise_multiplier, sample_rate=e.sample_rate, count=e.count)
+            for e in adaptation
+        ),
         Event(mechanism="audit figures", account="members", noise_multiplier=audit.noise_multiplier, sample_rate=1.0, count=1),
         Event(mechanism="audit figures", account="holdout", noise_multiplier=audit.noise_multiplier, sample_rate=1.0, count=1),
     ]
     words = (
         f"Whether or not any one patient's images were used, the chance of any outcome of this release changes by at most a factor of "
         f"exp({spent:.3f}), except with probability {campaign.delta:g}. This holds for every patient of the hospital with all their images, "
-        f"against anyone who sees the release and knows everything else. With all earlier releases of the same patients the epsilon is {lifetime:.3f}."
+        f"against anyone who sees the release, whatever else they know. With all earlier releases the epsilon is {lifetime:.3f}."
     )
     return PrivacyStatement(
-        epsilon=spent, delta=campaign.delta, events=tuple(events), earlier_epsilon=before, lifetime_epsilon=lifetime, heuristics=HEURISTICS, words=words
+        epsilon=spent,
+        delta=campaign.delta,
+        events=tuple(events),
+        earlier_epsilon=before,
+        lifetime_epsilon=lifetime,
+        heuristics=HEURISTICS,
+        words=words,
     )
 
 

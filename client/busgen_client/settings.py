@@ -2,6 +2,7 @@
 
 import tomllib
 from pathlib import Path
+
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
@@ -84,7 +85,6 @@ def load_settings(file: Path) -> NodeSettings:
     Raises:
         ConfigError: missing, not TOML, or a value outside its range; names the settings that are wrong.
     """
-
 
     try:
         content = tomllib.loads(file.read_text(encoding="utf-8"))

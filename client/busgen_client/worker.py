@@ -16,7 +16,7 @@ import torch
 from diffusers import UNet2DModel
 from sqlalchemy.exc import OperationalError
 
-from busgen_client.cohort import CohortStore
+from busgen_client.cohort import CohortStore, Role
 from busgen_client.database import open_store
 from busgen_client.files import write_whole
 from busgen_client.jobs import JobRow, JobStore, ScoreRow
@@ -27,13 +27,15 @@ from busgen_core.downstream import Classifier
 from busgen_core.errors import BudgetExceededError, BusgenError, GateRefusedError, UnavailableError
 from busgen_core.foundation import Foundation, load_foundation, unpack_foundation
 from busgen_core.generator import Conditions, sample
-from busgen_core.images import encode_png, to_bytes
+from busgen_core.images import encode_png
 from busgen_core.labels import Pathology
 from busgen_core.repository import SyntheticImage, arrays, read_parquet, write_parquet
 from busgen_core.scores import noised, patient_counts
+from busgen_core.tensors import to_bytes
 from busgen_core.transfer import unpack
 from busgen_core.wire import Campaign, JobState, ScoreRequest
 from busgen_privacy.audit import Audit, run_audit, travelling
+from busgen_privacy.cohort import Cohort
 from busgen_privacy.dp.accounting import GaussianEvent
 from busgen_privacy.dp.dpsgd import adapt, load_adapted
 from busgen_privacy.dp.noise import SecureGaussian
@@ -118,10 +120,21 @@ class Worker:
         campaign = Campaign.model_validate_json(row.campaign)
         foundation_folder(self.settings.data, campaign)
         plan = self._plan(campaign)
+        self._freeze(row)
         figures = audit_event(self.settings.policy)
         self._reserve("members", row.campaign_id, [*plan.events(), figures])
         self._reserve("holdout", row.campaign_id, [figures])
         self.jobs.move(row.campaign_id, JobState.ADAPTING)
+
+    def _freeze(self, row: JobRow) -> None:
+        """Bind the job to the images of this moment; what intake adds later waits for the next campaign."""
+        file = job_folder(self.settings.data, row.campaign_id) / "cohort.json"
+        if not file.exists():
+            write_whole(file, json.dumps({"member": self.cohort.ids("member"), "holdout": self.cohort.ids("holdout")}).encode())
+
+    def _frozen(self, row: JobRow, role: Role) -> Cohort:
+        images: list[str] = json.loads((job_folder(self.settings.data, row.campaign_id) / "cohort.json").read_text())[role]
+        return self.cohort.load(role, only=images)
 
     def _reserve(self, account: str, reference: str, events: Sequence[GaussianEvent]) -> None:
         policy = self.settings.policy
@@ -133,7 +146,7 @@ class Worker:
         foundation = self._foundation(campaign)
         folder = job_folder(self.settings.data, row.campaign_id) / "adapt"
         with self._progress(row, JobState.ADAPTING) as report:
-            adapt(foundation, self.cohort.load("member"), self._plan(campaign), checkpoint=folder, progress=report)
+            adapt(foundation, self._frozen(row, "member"), self._plan(campaign), checkpoint=folder, progress=report)
         self.ledger.commit("members", row.campaign_id)
         self.jobs.move(row.campaign_id, JobState.GENERATING)
 
@@ -164,7 +177,7 @@ class Worker:
         folder = job_folder(self.settings.data, row.campaign_id)
         network = load_adapted(foundation, folder / "adapt" / "adapted.safetensors")
         images = released_images(folder)
-        members, holdout = self.cohort.load("member"), self.cohort.load("holdout")
+        members, holdout = self._frozen(row, "member"), self._frozen(row, "holdout")
         audit_file = folder / "audit-local.json"
         if not audit_file.exists():
             with self._progress(row, JobState.AUDITING) as report:
@@ -289,7 +302,7 @@ def job_seed(folder: Path) -> int:
 def draw_images(foundation: Foundation, network: UNet2DModel, labels: list[Pathology], indices: list[int], *, seed: int) -> list[SyntheticImage]:
     """Draw the images with these indices; image i depends on (seed, i) and its label alone."""
     boxes = [foundation.boxes.draw(p, np.random.default_rng((seed, i))) for p, i in zip(labels, indices, strict=True)]
-    conditions = Conditions(classes=torch.tensor([p.index for p in labels]), boxes=boxes)
+    conditions = Conditions(classes=torch.tensor([p.class_index for p in labels]), boxes=boxes)
     seeds = [int(np.random.default_rng((seed, i, 1)).integers(2**62)) for i in indices]
     pixels = to_bytes(sample(network, foundation.scheduler, conditions, seeds=seeds))
     return [

@@ -4,6 +4,7 @@ Each baseline trains the same classifier for the same number of epochs and is sc
 the pool, without noise, on all holdout patients together.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +17,9 @@ from tqdm import tqdm
 from busgen_core.downstream import train_classifier
 from busgen_core.foundation import Foundation, load_foundation
 from busgen_core.generator import Conditions, sample
-from busgen_core.images import to_bytes
 from busgen_core.labels import Pathology
 from busgen_core.scores import auc_from_counts, patient_counts, quantile_edges
+from busgen_core.tensors import to_bytes
 from busgen_core.wire import BinnedCounts
 from busgen_privacy.cohort import Cohort
 from busgen_server.trainer import EPOCHS
@@ -43,7 +44,7 @@ def baselines(foundation: Path, cohorts: Mapping[str, tuple[Cohort, Cohort]], *,
         cohorts: Members and holdout of each site.
         images: Synthetic images for each label that the foundation draws without adaptation.
     """
-    torch.set_num_threads(2)
+    torch.set_num_threads(max(1, os.cpu_count() or 1))
     holdouts = {name: lesions_only(holdout) for name, (_, holdout) in cohorts.items()}
     members = {name: lesions_only(member) for name, (member, _) in cohorts.items()}
     bar = tqdm(total=len(cohorts) + 2, desc="baselines", unit="model")
@@ -80,7 +81,7 @@ def draw(foundation: Foundation, count: int, *, seed: int = 0) -> tuple[NDArray[
     pieces = []
     for start in range(0, len(labels), 48):
         part = labels[start : start + 48]
-        conditions = Conditions(classes=torch.tensor([p.index for p in part]), boxes=[foundation.boxes.draw(p, rng) for p in part])
+        conditions = Conditions(classes=torch.tensor([p.class_index for p in part]), boxes=[foundation.boxes.draw(p, rng) for p in part])
         pieces.append(to_bytes(sample(foundation.network, foundation.scheduler, conditions, seeds=[seed + start + i for i in range(len(part))])))
     return np.concatenate(pieces), labels
 

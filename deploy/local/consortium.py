@@ -210,4 +210,3 @@ def wait_for(condition: Callable[[], bool], *, seconds: float, what: str, every:
         if time.monotonic() > end:
             raise UnavailableError(f"waited {seconds:.0f} s for {what} in vain; see the logs")
         time.sleep(every)
-

@@ -4,21 +4,25 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
+import busgen_core
 from busgen_client.cohort import CohortStore
 from busgen_client.database import open_store as open_node
 from busgen_client.jobs import JobStore
 from busgen_core.errors import BusgenError, UnavailableError
 from busgen_core.wire import JobState
 from busgen_privacy.audit import Audit
+from busgen_privacy.cohort import Cohort
 from busgen_server.database import ResultRow
 from busgen_server.database import open_store as open_hub
 from busgen_server.store import POOL, HubStore
@@ -26,7 +30,7 @@ from deploy.local.baselines import Score, baselines
 from deploy.local.consortium import Consortium, Site, run, running
 
 ROOT = Path(__file__).parents[2]
-FOUNDATION = ROOT / "foundations" / "cpu-64"
+FOUNDATION = Path(busgen_core.__file__).parent / "foundations" / "cpu-64"
 CAMPAIGN = "demo-1"
 LONGEST_SECONDS = 3600
 STEPS = {state: i for i, state in enumerate(["", "offered", "accepted", "adapting", "generating", "auditing", "review", "released"])}
@@ -72,6 +76,7 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, default=ROOT / "demo", help="where hub and nodes keep their data; emptied first")
     parser.add_argument("--report", type=Path, default=ROOT / "demo-report.json")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that a stopped demo stops its processes
     started = time.monotonic()
     names = REAL_SITES if options.images else PHANTOM_SITES
     scale = REAL_SCALE if options.images else PHANTOM_SCALE
@@ -89,16 +94,18 @@ def main() -> int:
                 *("--config", consortium.hub_config),
             )
             _conduct(consortium)
-            report = _report(consortium, scale, started)
+            lines, cohorts = _site_lines(consortium)
+            report = _report(consortium, lines, cohorts, scale, started)
             options.report.write_text(json.dumps(report, indent=1) + "\n")
             _print(report)
+            released = sum(line.job_state == "released" for line in lines)
             if options.stay:
                 _say(f"dashboard: http://127.0.0.1:{consortium.ports['dashboard']}/  (Ctrl-C ends the consortium)")
                 _stay()
     except BusgenError as error:
         _say(f"demo: {error.code}: {error}\nlogs: {options.folder}")
         return 1
-    return 0 if all(site["job_state"] == "released" for site in report["sites"]) else 1
+    return 0 if released == len(sites) else 1
 
 
 def _take_in(consortium: Consortium, images: Path | None) -> None:
@@ -118,7 +125,7 @@ def _take_in(consortium: Consortium, images: Path | None) -> None:
 
 def _conduct(consortium: Consortium) -> None:
     """Wait for the campaign's end; sign for each privacy officer when a release waits for review."""
-    store = HubStore(open_hub(consortium.hub_config.parent / "data"))
+    store = _hub(consortium)
     jobs = {s.name: JobStore(open_node(consortium.node_config(s.name).parent / "data")) for s in consortium.sites}
     end = time.monotonic() + LONGEST_SECONDS
     bars = {name: tqdm(total=len(STEPS), desc=f"{name:>8}", position=i, bar_format="{desc} {bar:24} {postfix}") for i, name in enumerate(jobs)}
@@ -140,12 +147,13 @@ def _conduct(consortium: Consortium) -> None:
         bar.close()
 
 
-def _report(consortium: Consortium, scale: Scale, started: float) -> dict[str, object]:
-    hub = consortium.hub_config.parent / "data"
-    store = HubStore(open_hub(hub))
+def _site_lines(consortium: Consortium) -> tuple[list[SiteReport], dict[str, tuple[Cohort, Cohort]]]:
+    """One line for each site, read from the nodes' own stores, and every site's members and holdout."""
+    store = _hub(consortium)
     campaign = store.campaign(CAMPAIGN)
     releases = {r.site: r for r in store.releases(campaign_id=CAMPAIGN)}
-    lines, cohorts = [], {}
+    lines: list[SiteReport] = []
+    cohorts: dict[str, tuple[Cohort, Cohort]] = {}
     for site in consortium.sites:
         data = consortium.node_config(site.name).parent / "data"
         engine = open_node(data)
@@ -169,9 +177,22 @@ def _report(consortium: Consortium, scale: Scale, started: float) -> dict[str, o
                 seconds=round(job.updated - job.created, 1),
             )
         )
+    return lines, cohorts
+
+
+def _hub(consortium: Consortium) -> HubStore:
+    return HubStore(open_hub(consortium.hub_config.parent / "data"))
+
+
+def _report(
+    consortium: Consortium, lines: list[SiteReport], cohorts: dict[str, tuple[Cohort, Cohort]], scale: Scale, started: float
+) -> dict[str, Any]:
+    """The demo's report; its baselines go to the hub's result table too, marked as such."""
+    store = _hub(consortium)
     scores = baselines(FOUNDATION, cohorts, images=scale.images * len(lines))
     rows = [
-        ResultRow(campaign_id=CAMPAIGN, name=f"baseline: {name}", site=POOL, auc=s.auc, low=s.low, high=s.high, details={}) for name, s in scores.items()
+        ResultRow(campaign_id=CAMPAIGN, name=f"baseline: {name}", site=POOL, auc=s.auc, low=s.low, high=s.high, details={"baseline": True})
+        for name, s in scores.items()
     ]
     store.upsert_results(rows)
     results = {r.name: r for r in store.results(CAMPAIGN) if r.site == POOL}
@@ -192,7 +213,7 @@ def _rounded(score: Score) -> dict[str, float]:
     return {key: round(value, 4) for key, value in asdict(score).items()}
 
 
-def _print(report: dict) -> None:  # type: ignore[type-arg]
+def _print(report: dict[str, Any]) -> None:
     table = Table(*report["sites"][0], title="One round of the consortium")
     for line in report["sites"]:
         table.add_row(*(f"{v:.3f}" if isinstance(v, float) and v > 1e-3 else str(v) for v in line.values()))

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from busgen_core.errors import InputError
 from busgen_core.generator import FOLD, PATCH_CHANNELS, denoising_loss
-from busgen_core.images import box_channel, to_unit
+from busgen_core.tensors import box_channel, to_unit
 from busgen_privacy.cohort import Cohort
 
 Scores = NDArray[np.float64]
@@ -81,7 +81,7 @@ def _improvement(
     strata = (np.tile(np.arange(draws), len(rows)) + rng.random(len(repeated))) / draws
     times = torch.from_numpy((LOWEST_TIME + strata * (HIGHEST_TIME - LOWEST_TIME)).astype(np.int64))
     noise = torch.from_numpy(rng.standard_normal((len(repeated), PATCH_CHANNELS, side, side), dtype=np.float32))
-    classes = torch.tensor([cohort.classes[row].index for row in repeated])
+    classes = torch.tensor([cohort.classes[row].class_index for row in repeated])
     planes = box_channel([cohort.boxes[row] for row in repeated], size=side)
     device = next(adapted.parameters()).device
     inputs = [tensor.to(device) for tensor in (to_unit(cohort.images[repeated]), classes, planes, noise, times)]

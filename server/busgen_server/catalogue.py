@@ -11,6 +11,10 @@ from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as PillowImage
+from pydantic import ValidationError
+
 from busgen_core.digests import sha256_bytes
 from busgen_core.errors import BusgenError, GateRefusedError, ManifestError, ReauditError, StatementError
 from busgen_core.labels import Pathology
@@ -22,10 +26,6 @@ from busgen_privacy.audit import TravellingAudit
 from busgen_privacy.gate import decide
 from busgen_privacy.policy import GatePolicy
 from busgen_privacy.statement import check_statement
-from numpy.typing import NDArray
-from PIL import Image as PillowImage
-from pydantic import ValidationError
-
 from busgen_server.database import ReleaseRow
 from busgen_server.store import HubStore
 
@@ -36,6 +36,11 @@ MESSAGE_LENGTH = 500
 HUB_GATE = GatePolicy()
 
 Digests = frozenset[bytes]  # SHA-256 of decoded pixels
+
+
+def rejected_id(package_sha256: str) -> str:
+    """Id of the row of a rejected package; the id that it claims is unproven."""
+    return f"rejected-{package_sha256[:24]}"
 
 
 def admit(store: HubStore, data: Path, trusted: TrustedKeys, campaign: Campaign, packed: bytes, *, policy: GatePolicy = HUB_GATE) -> ReleaseRow:
@@ -64,7 +69,7 @@ def admit(store: HubStore, data: Path, trusted: TrustedKeys, campaign: Campaign,
     except BusgenError as error:
         return store.add_release(
             ReleaseRow(
-                release_id=f"rejected-{sha256_bytes(packed)[:24]}",
+                release_id=rejected_id(sha256_bytes(packed)),
                 campaign_id=campaign.campaign_id,
                 site=trusted.site,
                 state="rejected",

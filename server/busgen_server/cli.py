@@ -9,6 +9,10 @@ from typing import Annotated
 
 import tomli_w
 import typer
+from pydantic import BaseModel, ConfigDict, ValidationError
+from rich.console import Console
+from rich.table import Table
+
 from busgen_core.digests import sha256_bytes
 from busgen_core.errors import BusgenError, InputError, StateError
 from busgen_core.keys import PublicKey
@@ -17,10 +21,6 @@ from busgen_core.release import TrustedKeys, verify_release
 from busgen_core.supervise import Program, supervise
 from busgen_core.transfer import folder_files, pack
 from busgen_core.wire import FOUNDATION_FILES, Campaign, Name
-from pydantic import BaseModel, ConfigDict, ValidationError
-from rich.console import Console
-from rich.table import Table
-
 from busgen_server.database import open_store
 from busgen_server.settings import HubSettings, load_settings
 from busgen_server.store import HubStore

@@ -31,6 +31,7 @@ HOP_BY_HOP = frozenset(
     b"connection keep-alive proxy-connection proxy-authenticate proxy-authorization te trailer transfer-encoding upgrade".split()
     + b"expect host date server".split()
 )
+IDLE_SECONDS = 2.0  # below the 5 s after which the SuperLink's uvicorn closes an idle connection, so none is used half-closed
 TIMEOUT = httpx.Timeout(60, connect=5)
 
 
@@ -54,7 +55,7 @@ class Gateway:
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         trusting = ssl.create_default_context(cafile=str(self._ca_file))
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=50)
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=50, keepalive_expiry=IDLE_SECONDS)
         async with httpx.AsyncClient(verify=trusting, timeout=TIMEOUT, limits=limits, trust_env=False) as client:
             client.headers.clear()  # a node's headers go through as they are, none is added
             self._client = client
@@ -95,13 +96,14 @@ def serve(settings: HubSettings, server: KeyPair, ca_file: Path) -> None:
 
 
 def server_config(settings: HubSettings, server: KeyPair, ca_file: Path) -> uvicorn.Config:
-    """How uvicorn runs the gateway: TLS, the strict h11 parser, no websockets, no access log, no banner."""
+    """How uvicorn runs the gateway: TLS, asyncio, the strict h11 parser, no websockets, no access log, no banner."""
     return uvicorn.Config(
         Gateway(upstream=f"https://127.0.0.1:{settings.superlink_port}", ca_file=ca_file),
         host=settings.public_host,
         port=settings.public_port,
         ssl_certfile=server.certificate,
         ssl_keyfile=server.key,
+        loop="asyncio",
         http="h11",
         ws="none",
         lifespan="on",

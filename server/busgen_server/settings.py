@@ -4,9 +4,10 @@ import tomllib
 from pathlib import Path
 from typing import Annotated
 
-from busgen_core.errors import ConfigError
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from busgen_core.errors import ConfigError
 
 Port = Annotated[int, Field(ge=1024, le=65535)]
 MEBIBYTE = 2**20

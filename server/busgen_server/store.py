@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
-from busgen_core.errors import StateError
-from busgen_core.wire import Campaign, HelloReply, JobStatus, ScoreReply
 from sqlalchemy import Engine, Select, select
 from sqlalchemy.orm import Session, sessionmaker
 
+from busgen_core.errors import StateError
+from busgen_core.wire import Campaign, HelloReply, JobStatus, ScoreReply
 from busgen_server.database import (
     WRITING,
     Base,
@@ -209,6 +209,7 @@ class HubStore:
             if row is not None:
                 return row
             session.add(release)
+            session.flush()  # sets the columns' defaults
             _note(session, f"release.{release.state}", release_id=release.release_id, site=release.site, code=release.code, images=release.images)
             return release
 

@@ -7,22 +7,23 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+
 from busgen_core.digests import sha256_bytes
 from busgen_core.downstream import train_classifier
 from busgen_core.labels import Pathology
 from busgen_core.repository import SyntheticImage, arrays, read_parquet
-from busgen_core.scores import auc_from_counts, quantile_edges
+from busgen_core.scores import auc_from_counts, operating_point, quantile_edges
 from busgen_core.wire import BinnedCounts
-from numpy.typing import NDArray
-
 from busgen_server.database import ModelRow, ReleaseRow, ResultRow, open_store
 from busgen_server.settings import HubSettings, load_settings
 from busgen_server.store import POOL, HubStore
+from busgen_server.tracking import track_model
 
 log = logging.getLogger("busgen.trainer")
 CONFIG_VARIABLE = "BUSGEN_HUB_CONFIG"
 CHECK_SECONDS = 2.0
-EPOCHS = 15
+EPOCHS = 20
 SCORE_BINS = 8
 
 
@@ -76,6 +77,12 @@ class Trainer:
                 edges=[float(e) for e in edges],
             )
         )
+        track_model(
+            self.settings.data,
+            name=model_id,
+            parameters={"epochs": EPOCHS, "images": len(images), "releases": ",".join(r.release_id for r in releases)},
+            metrics={"train_seconds": time.monotonic() - started},
+        )
         log.info("model.trained model=%s images=%d seconds=%.1f", model_id, len(images), time.monotonic() - started)
 
     def _images(self, release: ReleaseRow) -> list[SyntheticImage]:
@@ -94,10 +101,13 @@ class Trainer:
             for site, found in [*((s, [c]) for s, c in counts.items()), (POOL, list(counts.values()))]:
                 if found:
                     auc, low, high = auc_from_counts(found)
-                    results.append(
-                        ResultRow(campaign_id=campaign_id, name=model.name, site=site, auc=auc, low=low, high=high, details={"model": model.model_id})
-                    )
+                    point = operating_point(found)
+                    details: dict[str, object] = {"model": model.model_id}
+                    details |= {"sensitivity": list(point.sensitivity), "specificity": list(point.specificity)}
+                    results.append(ResultRow(campaign_id=campaign_id, name=model.name, site=site, auc=auc, low=low, high=high, details=details))
         self.store.upsert_results(results)
+        for result in results:
+            track_model(self.settings.data, name=str(result.details["model"]), parameters={}, metrics={f"auc_{result.site}": result.auc})
         self.store.set_campaign_state(campaign_id, "done")
         log.info("campaign.done campaign=%s releases=%d", campaign_id, len(releasing))
         return True

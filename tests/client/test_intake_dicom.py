@@ -13,7 +13,7 @@ from PIL import Image
 from pydicom import Dataset, dcmread
 from pydicom.dataelem import DataElement
 from pydicom.encaps import encapsulate
-from pydicom.uid import CTImageStorage, DeflatedExplicitVRLittleEndian, JPEGBaseline8Bit, UltrasoundMultiFrameImageStorage
+from pydicom.uid import UID, CTImageStorage, DeflatedExplicitVRLittleEndian, JPEG2000Lossless, JPEGBaseline8Bit, UltrasoundMultiFrameImageStorage
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
@@ -242,6 +242,27 @@ def jpeg(frame: np.ndarray) -> bytes:
     out = io.BytesIO()
     Image.fromarray(frame).save(out, "JPEG", quality=95)
     return out.getvalue()
+
+
+def jpeg2000(frame: np.ndarray) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(frame).save(out, "JPEG2000", no_jp2=True)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(("syntax", "encode"), [(JPEG2000Lossless, jpeg2000), (JPEGBaseline8Bit, jpeg)], ids=["JPEG 2000", "JPEG"])
+def test_compressed_frame_of_another_shape_waits(store: CohortStore, study: Path, syntax: UID, encode: Callable[[np.ndarray], bytes]) -> None:
+    """Rows and columns that give the same total would shear the frame, and move burned-in text into the region: refused."""
+    header, labels = first(study)
+    header.PixelData = encapsulate([encode(header.pixel_array)])
+    header.file_meta.TransferSyntaxUID = syntax
+    header["PixelData"].VR = "OB"
+    assert clean_images(store, as_bytes(header), labels)
+    header.Rows, header.Columns = 2 * ROWS, COLUMNS // 2
+    region(header, RegionLocationMinX0=0, RegionLocationMaxX1=COLUMNS // 2 - 1)
+    with pytest.raises(QuarantineError) as held:
+        clean_images(store, as_bytes(header), labels)
+    assert held.value.finding is Code.PIXELS_LIE
 
 
 def test_inverted_gray_is_turned_over(store: CohortStore, study: Path) -> None:

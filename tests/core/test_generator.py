@@ -16,8 +16,8 @@ def test_the_shipped_shape_has_one_to_two_million_parameters() -> None:
 
 
 def test_normal_is_not_the_null_label() -> None:
-    """"Normal" and "no label given" are different classes of the network."""
-    assert Pathology.NORMAL.index != NULL_INDEX < CLASS_COUNT
+    """ "Normal" and "no label given" are different classes of the network."""
+    assert Pathology.NORMAL.class_index != NULL_INDEX < CLASS_COUNT
     assert build_network(TINY).class_embedding.num_embeddings == CLASS_COUNT
 
 

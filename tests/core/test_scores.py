@@ -2,12 +2,13 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from busgen_core.errors import ConfigError, InputError
 from busgen_core.labels import Pathology
 from busgen_core.scores import CLASSES, Estimate, Floats, auc, auc_from_counts, noised, operating_point, patient_counts, quantile_edges
 from busgen_core.wire import BinnedCounts
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 EDGES = (0.25, 0.5, 0.75)
 LABELS = st.sampled_from(list(Pathology))

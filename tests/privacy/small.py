@@ -11,8 +11,8 @@ from busgen_core.generator import Shape, build_network, build_scheduler
 from busgen_core.labels import Pathology
 from busgen_core.phantom import simulate
 from busgen_privacy.cohort import Cohort
-from busgen_privacy.dp.accounting import epsilon_of
-from busgen_privacy.dp.plan import DpSgdPlan, GaussianEvent
+from busgen_privacy.dp.accounting import GaussianEvent, epsilon_of
+from busgen_privacy.dp.plan import DpSgdPlan
 
 SMALL = Shape(image_px=32, channels=(8, 16), groups=4, heads=8)
 CLASSES = list(Pathology)
@@ -21,9 +21,7 @@ CLASSES = list(Pathology)
 def small_foundation(shape: Shape = SMALL, *, seed: int = 0) -> Foundation:
     """An untrained foundation; the last layer is not zero, so every gradient flows."""
     torch.manual_seed(seed)
-    return Foundation(
-        network=build_network(shape).eval(), scheduler=build_scheduler(), boxes=BoxDensity(mean={}, covariance={}), digest="f" * 64
-    )
+    return Foundation(network=build_network(shape).eval(), scheduler=build_scheduler(), boxes=BoxDensity(mean={}, covariance={}), digest="f" * 64)
 
 
 def cohort(images_each: Sequence[int], *, size: int = 32, seed: int = 0, prefix: str = "m") -> Cohort:

@@ -4,19 +4,31 @@ import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from diffusers import DDPMScheduler, UNet2DModel
 from safetensors.torch import load_file
 
 from busgen_core.errors import CheckpointError, ConfigError, InputError
 from busgen_core.generator import Shape, build_network, denoising_loss
-from busgen_core.images import box_channel, to_unit
 from busgen_core.labels import NULL_INDEX
+from busgen_core.tensors import box_channel, to_unit
 from busgen_privacy.cohort import Cohort
 from busgen_privacy.dp.accounting import GaussianEvent, epsilon_of
-from busgen_privacy.dp.dpsgd import CLASS_TABLE, DpSgdPlan, PatientOptimizer, adapt, choose_subset, load_adapted, patient_gradient, plan_dpsgd, trainable
+from busgen_privacy.dp.dpsgd import (
+    CLASS_TABLE,
+    DpSgdPlan,
+    PatientOptimizer,
+    adapt,
+    choose_subset,
+    load_adapted,
+    patient_gradient,
+    plan_dpsgd,
+    trainable,
+)
 from busgen_privacy.dp.noise import SeededGaussian
 from busgen_privacy.dp.plan import SUBSET_SIZE
 from busgen_privacy.dp.watchdog import Watchdog
@@ -30,17 +42,17 @@ def quiet(done: int, steps: int) -> None:
     """No progress shown."""
 
 
-def plain_backward(network: torch.nn.Module, scheduler: object, people: Cohort, rows: list[int], *, draws: int, patient: str, step: int) -> None:
+def plain_backward(network: UNet2DModel, scheduler: DDPMScheduler, people: Cohort, rows: list[int], *, draws: int, patient: str, step: int) -> None:
     """The slow twin: one loss over the patient's images and draws, one ``backward``; leaves ``.grad`` on every parameter."""
     rng = np.random.default_rng(int.from_bytes(hashlib.sha256(f"{step}/{patient}".encode()).digest()[:16], "big"))
     side, many = people.images.shape[1] // 2, len(rows) * draws
     noise = torch.from_numpy(rng.standard_normal((many, 4, side, side), dtype=np.float32))
     times = torch.from_numpy(rng.integers(50, 900, many))
     repeated = np.repeat(rows, draws)
-    classes = torch.tensor([people.classes[r].index for r in repeated])
+    classes = torch.tensor([people.classes[r].class_index for r in repeated])
     planes = box_channel([people.boxes[r] for r in repeated], size=side)
-    losses = denoising_loss(network, scheduler, to_unit(people.images[repeated]), classes, planes, noise, times)  # type: ignore[arg-type]
-    (losses.sum() / many).backward()
+    losses = denoising_loss(network, scheduler, to_unit(people.images[repeated]), classes, planes, noise, times)
+    torch.autograd.backward(losses.sum() / many)
 
 
 def summed(people: Cohort, plan: DpSgdPlan, *, times: float = 1.0, step: int = 0) -> torch.Tensor:
@@ -60,7 +72,9 @@ def summed(people: Cohort, plan: DpSgdPlan, *, times: float = 1.0, step: int = 0
 def without(people: Cohort, patient: str) -> Cohort:
     """The neighbouring cohort: one patient removed."""
     rows = [i for i, key in enumerate(people.patients) if key != patient]
-    return Cohort(people.images[rows], tuple(people.classes[i] for i in rows), tuple(people.boxes[i] for i in rows), tuple(people.patients[i] for i in rows))
+    return Cohort(
+        people.images[rows], tuple(people.classes[i] for i in rows), tuple(people.boxes[i] for i in rows), tuple(people.patients[i] for i in rows)
+    )
 
 
 def test_patient_gradients_are_exact_on_the_shipped_network() -> None:
@@ -68,7 +82,7 @@ def test_patient_gradients_are_exact_on_the_shipped_network() -> None:
     foundation = small_foundation(Shape())
     people = cohort([1, 2], size=64)
     plan = small_plan(subset="bias-norm", draws=2)
-    parameters = trainable(foundation.network, plan.subset)
+    parameters: dict[str, Any] = dict(trainable(foundation.network, plan.subset))
     gradients = [
         patient_gradient(foundation.network, foundation.scheduler, people, rows, plan, patient=key, step=3)
         for key, rows in people.patient_rows().items()

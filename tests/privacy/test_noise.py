@@ -1,11 +1,12 @@
 """Noise and Poisson sampling: distribution, independence, freshness."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
 from scipy.stats import binom, kstest
 
-from busgen_privacy.dp import noise
 from busgen_privacy.dp.noise import NoiseSource, SecureGaussian, SeededGaussian, poisson_sample
 
 SOURCES = {"secure": SecureGaussian(), "seeded": SeededGaussian(3)}
@@ -23,18 +24,18 @@ def test_noise_is_standard_normal(source: NoiseSource) -> None:
 def test_extreme_bits_stay_finite(monkeypatch: pytest.MonkeyPatch) -> None:
     """All-zero and all-one random bytes give finite noise: the uniform numbers never touch 0 or 1/2."""
     for byte in (b"\x00", b"\xff"):
-        monkeypatch.setattr(noise.os, "urandom", lambda n, byte=byte: byte * n)
+        monkeypatch.setattr(os, "urandom", lambda n, byte=byte: byte * n)
         assert torch.isfinite(SecureGaussian()((4,))).all()
         assert 0 <= SecureGaussian().uniform(1)[0] < 1
 
 
 def test_noise_comes_from_the_operating_system(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every secure number is a function of ``os.urandom`` alone: no seed of torch or numpy changes it."""
-    monkeypatch.setattr(noise.os, "urandom", lambda n: bytes(i * 37 % 251 for i in range(n)))
+    monkeypatch.setattr(os, "urandom", lambda n: bytes(i * 37 % 251 for i in range(n)))
     torch.manual_seed(1)
     first = SecureGaussian()((5,))
     torch.manual_seed(2)
-    np.random.seed(2)  # noqa: NPY002
+    np.random.seed(2)
     assert torch.equal(first, SecureGaussian()((5,)))
 
 

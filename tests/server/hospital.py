@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+
 from busgen_core.images import encode_png
 from busgen_core.keys import SigningKey
 from busgen_core.labels import Pathology
@@ -13,7 +14,6 @@ from busgen_core.wire import Campaign
 from busgen_privacy.audit import TravellingAttack, TravellingAudit
 from busgen_privacy.statistics import ceiling_auc
 from busgen_server.store import HubStore
-
 from tests.releases import NODE, OFFICER, PLAN, PRIVACY, TRUSTED, documents, signed
 
 EACH = 10  # images of a label

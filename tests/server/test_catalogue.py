@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from busgen_core.keys import SigningKey
 from busgen_core.labels import Pathology
 from busgen_core.release import GateVerdict, TrustedKeys, verify_release
@@ -12,7 +13,6 @@ from busgen_privacy.policy import GatePolicy
 from busgen_server.catalogue import admit, load_images, pixels
 from busgen_server.database import open_store
 from busgen_server.store import HubStore
-
 from tests.releases import EVENTS, NODE, PRIVACY, STRANGER, TRUSTED
 from tests.server.hospital import AUDIT, CAMPAIGN, enrol, frames, packed, release
 

@@ -7,21 +7,22 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-import busgen_server.gateway
 import httpx
 import pytest
 import uvicorn
-from busgen_server.gateway import server_config
-from busgen_server.pki import KeyPair, issue_server_certificate
-from busgen_server.settings import HubSettings
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+
+import busgen_server.gateway
+from busgen_server.gateway import server_config
+from busgen_server.pki import KeyPair, issue_server_certificate
+from busgen_server.settings import HubSettings
 
 PULL = "/v1/fleet/pull-messages"
 
@@ -76,9 +77,16 @@ def superlink(settings: HubSettings, server: KeyPair, seen: list[tuple[str, str,
         return JSONResponse({"sha256": hashlib.sha256(body).hexdigest(), "bytes": len(body)})
 
     app = Starlette(routes=[Route("/{path:path}", answer, methods=["GET", "POST", "PUT"])])
-    port, certificate, key = settings.superlink_port, server.certificate, server.key
     return uvicorn.Config(
-        app, host="127.0.0.1", port=port, ssl_certfile=certificate, ssl_keyfile=key, ws="none", log_level="critical", timeout_graceful_shutdown=1
+        app,
+        host="127.0.0.1",
+        port=settings.superlink_port,
+        ssl_certfile=server.certificate,
+        ssl_keyfile=server.key,
+        ws="none",
+        loop="asyncio",
+        log_level="critical",
+        timeout_graceful_shutdown=1,
     )
 
 
@@ -215,12 +223,14 @@ def test_superlink_away_or_not_ours_is_said(hub: Hub, tmp_path: Path) -> None:
     settings = hub.settings.model_copy(update={"public_port": free_port(), "superlink_port": free_port()})
     seen: list[tuple[str, str, dict[str, str]]] = []
     url = f"https://127.0.0.1:{settings.public_port}{PULL}"
-    with serving(server_config(settings, hub.server, hub.ca)):
-        trust = ssl.create_default_context(cafile=str(hub.ca))
+    trust = ssl.create_default_context(cafile=str(hub.ca))
+    with ExitStack() as gateway:
+        gateway.enter_context(serving(server_config(settings, hub.server, hub.ca)))
         away = httpx.post(url, verify=trust)
         with serving(superlink(settings, stranger, seen)):
             foreign = httpx.post(url, verify=trust)
         with serving(superlink(settings, hub.server, seen)):
             back = httpx.post(url, verify=trust)
+            gateway.close()  # before the SuperLink's place, which would wait for its idle connection
     assert [(r.status_code, json.loads(r.content).get("code")) for r in (away, foreign)] == [(503, "hub-starting")] * 2
     assert (back.status_code, len(seen)) == (200, 1)

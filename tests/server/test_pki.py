@@ -4,13 +4,14 @@ import ssl
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import busgen_server.pki
 import pytest
-from busgen_core.errors import ConfigError, StateError
-from busgen_server.pki import KeyPair, check_node_key, create_ca, create_node_key, issue_server_certificate
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+
+import busgen_server.pki
+from busgen_core.errors import ConfigError, StateError
+from busgen_server.pki import KeyPair, check_node_key, create_ca, create_node_key, issue_server_certificate
 
 NAMES = ("hub.example.org", "10.1.2.3")
 

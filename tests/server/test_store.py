@@ -6,13 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from sqlalchemy.exc import IntegrityError
+
 from busgen_core.errors import ConfigError, StateError
 from busgen_core.wire import BinnedCounts, HelloReply, JobState, JobStatus, ScoreReply
 from busgen_server.database import ModelRow, ReleaseRow, ResultRow, open_store
 from busgen_server.settings import load_settings
 from busgen_server.store import HubStore
-from sqlalchemy.exc import IntegrityError
-
 from tests.server.samples import CAMPAIGN, COUNTS
 
 

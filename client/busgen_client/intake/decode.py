@@ -106,7 +106,7 @@ def check_described(header: Dataset) -> int:
 
 
 def _check_streams(header: Dataset, wanted: list[int], count: int) -> None:
-    """Each compressed frame must itself state the header's rows and columns; RLE states none, and its decoder checks each row."""
+    """Each compressed frame must itself state the header's rows and columns; RLE, like raw pixels, states none."""
     syntax = header.file_meta.TransferSyntaxUID
     if not syntax.is_compressed or syntax == RLELossless:
         return

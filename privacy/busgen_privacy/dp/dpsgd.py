@@ -31,8 +31,8 @@ from busgen_core.digests import canonical_json, sha256_bytes
 from busgen_core.errors import InputError
 from busgen_core.foundation import Foundation
 from busgen_core.generator import FOLD, PATCH_CHANNELS, denoising_loss
-from busgen_core.images import box_channel, to_unit
 from busgen_core.labels import NULL_INDEX
+from busgen_core.tensors import box_channel, to_unit
 from busgen_privacy.cohort import Cohort
 from busgen_privacy.dp import checkpoints
 from busgen_privacy.dp.noise import NoiseSource, SecureGaussian, poisson_sample
@@ -79,7 +79,7 @@ def patient_gradient(
     noise = torch.from_numpy(rng.standard_normal((len(repeated), PATCH_CHANNELS, side, side), dtype=np.float32))
     times = torch.from_numpy(rng.integers(LOWEST_TIME, HIGHEST_TIME, len(repeated)))
     images = to_unit(cohort.images[repeated])
-    classes = torch.tensor([cohort.classes[row].index for row in repeated])
+    classes = torch.tensor([cohort.classes[row].class_index for row in repeated])
     planes = box_channel([cohort.boxes[row] for row in repeated], size=side)
     inputs = [tensor.to(device) for tensor in (images, classes, planes, noise, times)]
     loss = denoising_loss(network, scheduler, *inputs).mean()

@@ -14,9 +14,7 @@ CONFIG_VARIABLE = "BUSGEN_HUB_CONFIG"
 def main() -> None:
     """Serve the dashboard until a signal ends the process."""
     settings = load_settings(Path(os.environ[CONFIG_VARIABLE]))
-    uvicorn.run(
-        create_app(settings), host=settings.dashboard_host, port=settings.dashboard_port, ws="none", server_header=False, log_level="warning"
-    )
+    uvicorn.run(create_app(settings), host=settings.dashboard_host, port=settings.dashboard_port, ws="none", server_header=False, log_level="warning")
 
 
 if __name__ == "__main__":

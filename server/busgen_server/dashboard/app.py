@@ -1,7 +1,8 @@
 """The FastAPI application: routes, security headers, and every error as an RFC 9457 problem."""
 
+import re
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -23,8 +24,10 @@ STATUS: dict[type[BusgenError], int] = {StateError: 404, InputError: 422, Config
 TEMPLATES = Path(__file__).parent / "templates"
 REFRESH_SECONDS = 5
 
+HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^:\[\]\s]+)(?::\d{1,5})?")  # RFC 9110, section 7.2
+
 # Nothing is loaded from elsewhere; scripts and styles only with this answer's nonce; no frames, forms or base.
-PAGE_POLICY = "default-src 'none'; img-src 'self'; connect-src 'self'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; "
+PAGE_POLICY = "default-src 'none'; img-src 'self' data:; connect-src 'self'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; "
 EVERYWHERE = "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 # A report comes from a hospital: it may style itself and show its own pictures, and run nothing.
 REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox; "
@@ -84,8 +87,7 @@ def _add_guards(app: FastAPI, settings: HubSettings) -> None:
 
     @app.middleware("http")
     async def guard(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
-        name = request.headers.get("host", "").rsplit(":", 1)[0] if request.url.port else request.headers.get("host", "")
-        if name in hosts:
+        if _host(request) in hosts:
             response = await answer(request)
         else:
             response = problem(400, "host-unknown", "this dashboard is not served under that name; add it to certificate_names")
@@ -112,7 +114,12 @@ def _add_guards(app: FastAPI, settings: HubSettings) -> None:
         return problem(500, "internal", "an unexpected error; it is in the hub's log")
 
 
-def problem(status: int, code: str, detail: str, headers: "dict[str, str] | None" = None) -> JSONResponse:
+def _host(request: Request) -> str:
+    found = HOST.fullmatch(request.headers.get("host", ""))
+    return found[1] if found else ""
+
+
+def problem(status: int, code: str, detail: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
     """An RFC 9457 problem."""
     body = {"type": f"/problems/{code}", "code": code, "status": status, "detail": detail}
     return JSONResponse(body, status, dict(headers or {}), media_type="application/problem+json")

@@ -13,6 +13,10 @@ from pathlib import Path
 from typing import IO, TypeVar
 
 import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.serverapp import Grid, ServerApp
+from pydantic import ValidationError
+
 from busgen_core.digests import sha256_bytes
 from busgen_core.errors import BusgenError, StateError, TransferError, UnavailableError
 from busgen_core.keys import PublicKey
@@ -34,11 +38,7 @@ from busgen_core.wire import (
     ScoreReply,
     ScoreRequest,
 )
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
-from flwr.serverapp import Grid, ServerApp
-from pydantic import ValidationError
-
-from busgen_server.catalogue import admit
+from busgen_server.catalogue import admit, rejected_id
 from busgen_server.database import SiteRow, open_store
 from busgen_server.round import JobView, Judged, SiteView, next_request, settled
 from busgen_server.settings import HubSettings, load_settings
@@ -48,6 +48,9 @@ CONFIG_VARIABLE = "BUSGEN_HUB_CONFIG"  # path of hub.toml, set by 'busgen-hub st
 HELLO_SECONDS = 60.0
 LOST_SECONDS = 150.0  # a message without reply for so long is sent anew
 REPEAT_SECONDS = 10.0  # pause after an error from a node
+
+BUSY = (JobState.ADAPTING, JobState.GENERATING)
+BUSY_FACTOR = 3  # such a node is asked less often: each question starts a process beside its work
 
 log = logging.getLogger("busgen.conductor")
 app = ServerApp()
@@ -142,7 +145,7 @@ class Conductor:
         return SiteView(
             campaign=campaign,
             hello_due=now - memory.hello_at > HELLO_SECONDS,
-            status_due=now - memory.asked_at > self.settings.poll_seconds,
+            status_due=now - memory.asked_at > self.settings.poll_seconds * (BUSY_FACTOR if job and job.state in BUSY else 1),
             job=job,
             held=part.stat().st_size if part is not None and part.exists() else 0,
             judged=judged,
@@ -151,11 +154,12 @@ class Conductor:
         )
 
     def _judged(self, campaign: Campaign, site: str, job: JobView | None) -> Judged | None:
-        if job is None or not job.release_id:
+        known = self.store.job(campaign.campaign_id, site)
+        if job is None or known is None or not job.release_id:
             return None
         for row in self.store.releases(campaign_id=campaign.campaign_id):
-            if row.site == site and row.release_id == job.release_id:
-                return Judged(release_id=row.release_id, admitted=row.state == "admitted", code=row.code)
+            if row.site == site and row.release_id in (job.release_id, rejected_id(known.release_sha256)):
+                return Judged(release_id=job.release_id, admitted=row.state == "admitted", code=row.code)
         return None
 
     def _scores_due(self, campaign: Campaign, site: str) -> list[ScoreRequest]:

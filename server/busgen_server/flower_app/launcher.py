@@ -8,11 +8,11 @@ import time
 from pathlib import Path
 
 import tomli_w
+from flwr.cli.build import build_fab_from_disk
+
 from busgen_core.digests import sha256_bytes
 from busgen_core.errors import UnavailableError
 from busgen_core.supervise import environment
-from flwr.cli.build import build_fab_from_disk
-
 from busgen_server.database import open_store
 from busgen_server.flower_app.conductor import CONFIG_VARIABLE, hold_lock
 from busgen_server.settings import HubSettings, load_settings

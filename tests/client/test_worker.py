@@ -1,0 +1,211 @@
+"""The worker's phases, in this process, on a tiny foundation: what it refuses, what it survives, what it signs."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tomli_w
+
+from busgen_client.cohort import CohortStore
+from busgen_client.jobs import JobStore
+from busgen_client.keys import create_keys, public_keys
+from busgen_client.protocol import NodeProtocol, foundation_part, job_folder, release_file
+from busgen_client.release import approve
+from busgen_client.settings import NodeSettings, load_settings
+from busgen_client.worker import Worker
+from busgen_core.digests import sha256_bytes
+from busgen_core.downstream import train_classifier
+from busgen_core.errors import SignatureError, StateError
+from busgen_core.foundation import foundation_digest
+from busgen_core.labels import Pathology
+from busgen_core.phantom import simulate
+from busgen_core.release import verify_release
+from busgen_core.transfer import folder_files, pack, unpack
+from busgen_core.wire import FOUNDATION_FILES, Campaign, ErrorReply, JobState, Offer, ReleaseChunk, ReleaseRequest, ScoreReply, ScoreRequest
+from busgen_privacy.cohort import Cohort
+from busgen_privacy.ledger import Ledger
+from busgen_privacy.statement import check_statement
+from tests.journeys.world import tiny_foundation
+
+PASSPHRASE = b"a passphrase for tests"
+
+
+@pytest.fixture(scope="module")
+def foundation(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_foundation(tmp_path_factory.mktemp("foundation") / "tiny")
+
+
+def phantom_cohort(patients: int, *, seed: int) -> Cohort:
+    frames = [simulate(list(Pathology)[i % 3], seed=seed + i) for i in range(patients)]
+    return Cohort(
+        images=np.stack([f.image for f in frames]),
+        classes=tuple(f.pathology for f in frames),
+        boxes=tuple(f.box for f in frames),
+        patients=tuple(f"{seed}-{i}" for i in range(patients)),
+    )
+
+
+@pytest.fixture
+def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> NodeSettings:
+    """Settings of a node with keys; its cohort is in memory, everything else on disk."""
+    (tmp_path / "ca.crt").write_text("")
+    content = {
+        "site": "north",
+        "data": "data",
+        "hub": {"address": "127.0.0.1:1", "ca_file": "ca.crt", "bundle_sha256": ["0" * 64]},
+        "adapt": {"steps": 3, "draws": 1, "threads": 1},
+        "policy": {"lifetime_epsilon": 16.0, "campaign_epsilon": 8.0, "public_cohort": 40, "auto_accept": True},
+    }
+    (tmp_path / "node.toml").write_text(tomli_w.dumps(content))
+    settings = load_settings(tmp_path / "node.toml")
+    create_keys(settings.data, PASSPHRASE)
+    cohorts = {"member": phantom_cohort(40, seed=0), "holdout": phantom_cohort(24, seed=1000)}
+    monkeypatch.setattr(CohortStore, "load", lambda self, role, only=(): cohorts[role])
+    monkeypatch.setattr(CohortStore, "ids", lambda self, role: [])
+    monkeypatch.setattr(CohortStore, "count_patients", lambda self, role: len(set(cohorts[role].patients)))
+    return settings
+
+
+def campaign(foundation: Path, name: str = "c1", epsilon: float = 8.0) -> Campaign:
+    packed = pack(folder_files(foundation, FOUNDATION_FILES))
+    return Campaign(
+        campaign_id=name,
+        images={Pathology.NORMAL: 4, Pathology.BENIGN: 8, Pathology.MALIGNANT: 8},
+        epsilon=epsilon,
+        delta=1e-5,
+        foundation=foundation_digest(foundation),
+        foundation_bytes=len(packed),
+        foundation_package=sha256_bytes(packed),
+        deadline="2035-01-01",
+    )
+
+
+def accept(node: NodeSettings, foundation: Path, offer: Campaign) -> JobStore:
+    """Offer a campaign through the protocol and put its foundation there."""
+    protocol = NodeProtocol(node)
+    protocol.respond(Offer(campaign=offer).model_dump_json(), b"")
+    part = foundation_part(node.data, offer.campaign_id)
+    part.parent.mkdir(parents=True, exist_ok=True)
+    part.write_bytes(pack(folder_files(foundation, FOUNDATION_FILES)))
+    return protocol.jobs
+
+
+def test_a_job_goes_through_all_phases_with_a_new_worker_for_each(node: NodeSettings, foundation: Path) -> None:
+    """Each phase goes on from what the last worker left; the signed release verifies and its statement holds."""
+    offer = campaign(foundation)
+    jobs = accept(node, foundation, offer)
+    seen = []
+    while jobs.need("c1").state != JobState.REVIEW:
+        seen.append(jobs.need("c1").state)
+        assert Worker(node).step()
+    assert seen == ["accepted", "adapting", "generating", "auditing"]
+    with pytest.raises(SignatureError):
+        approve(node, jobs, "c1", b"not the passphrase")
+    assert jobs.need("c1").state == JobState.REVIEW
+    manifest = approve(node, jobs, "c1", PASSPHRASE)
+    assert (manifest.images, manifest.gate.verdict) == (20, "release")
+    check_statement(verify_release(unpack(release_file(node.data, "c1").read_bytes()), public_keys(node)))
+    with pytest.raises(StateError):
+        approve(node, jobs, "c1", PASSPHRASE)
+    _hub_can_fetch_it(node)
+    _a_model_is_scored_once(node)
+
+
+def _hub_can_fetch_it(node: NodeSettings) -> None:
+    protocol = NodeProtocol(node)
+    reply, data = protocol.respond(ReleaseRequest(campaign_id="c1", offset=10, length=100).model_dump_json(), b"")
+    assert isinstance(reply, ReleaseChunk)
+    assert data == release_file(node.data, "c1").read_bytes()[10:110]
+
+
+def _a_model_is_scored_once(node: NodeSettings) -> None:
+    cohort = phantom_cohort(30, seed=5000)
+    lesions = [i for i, p in enumerate(cohort.classes) if p is not Pathology.NORMAL]
+    weights = train_classifier(cohort.images[lesions], [cohort.classes[i] for i in lesions], seed=0, epochs=1).to_bytes()
+    request = ScoreRequest(campaign_id="c1", model_id="c1-pool", weights_sha256=sha256_bytes(weights), edges=(0.4, 0.5, 0.6)).model_dump_json()
+    protocol, worker = NodeProtocol(node), Worker(node)
+    codes = [protocol.respond(request, data)[0] for data in (b"", weights, b"")]
+    assert [c.code for c in codes if isinstance(c, ScoreReply)] == ["weights-needed", "pending", "pending"]
+    assert worker.step()
+    first, second = protocol.respond(request, b"")[0], protocol.respond(request, b"")[0]
+    assert isinstance(first, ScoreReply)
+    assert first.counts is not None
+    assert first == second  # the noise is drawn once, so asking again averages nothing out
+    assert not worker.step()
+
+
+def test_an_exhausted_ledger_refuses_before_any_gradient(node: NodeSettings, foundation: Path) -> None:
+    """Campaigns of epsilon 8 are begun until the lifetime cap of 16 is reached: the next is refused by name, with nothing adapted."""
+    worker, ledger = Worker(node), Ledger(node.data / "ledger.jsonl", site="north")
+    for number in range(6):
+        jobs = accept(node, foundation, campaign(foundation, f"c{number}"))
+        assert worker.step()
+        state = jobs.need(f"c{number}").state
+        if state == JobState.REFUSED:
+            break
+        assert state == JobState.ADAPTING  # reserved; nothing is trained in this test
+        jobs.move(f"c{number}", JobState.FAILED)
+    assert jobs.need(f"c{number}").code == "budget-exceeded"
+    assert number >= 2
+    assert not (job_folder(node.data, f"c{number}") / "adapt").exists()
+    assert 8 < ledger.spent("members", 1e-5) <= 16
+    assert f"c{number}" not in {e.reference for e in ledger.entries()}
+
+
+def test_a_foundation_with_another_digest_fails_the_job_by_name(node: NodeSettings, foundation: Path) -> None:
+    """A foundation that is not the campaign's is never trained on, and nothing is reserved for it."""
+    offer = campaign(foundation).model_copy(update={"foundation": "0" * 64})
+    jobs = accept(node, foundation, offer)
+    assert Worker(node).step()
+    assert (jobs.need("c1").state, jobs.need("c1").code) == ("failed", "checkpoint-invalid")
+    assert Ledger(node.data / "ledger.jsonl", site="north").entries() == ()
+
+
+def test_the_protocol_answers_nonsense_with_a_code(node: NodeSettings) -> None:
+    """Unknown, malformed and misplaced messages get a code and no free text."""
+    protocol = NodeProtocol(node)
+    for text in ("", "{}", '{"kind": "shell"}', '{"kind": "status", "campaign_id": "../x"}', '{"kind": "status", "campaign_id": "none"}'):
+        reply, data = protocol.respond(text, b"")
+        assert isinstance(reply, ErrorReply)
+        assert reply.code in {"config-invalid", "wrong-state"}
+        assert data == b""
+
+
+def test_the_same_campaign_with_other_terms_is_refused(node: NodeSettings, foundation: Path) -> None:
+    """A hub cannot raise epsilon under a name that was accepted before."""
+    jobs = accept(node, foundation, campaign(foundation, epsilon=4.0))
+    reply, _ = NodeProtocol(node).respond(Offer(campaign=campaign(foundation, epsilon=8.0)).model_dump_json(), b"")
+    assert isinstance(reply, ErrorReply)
+    assert reply.code == "wrong-state"
+    assert Campaign.model_validate_json(jobs.need("c1").campaign).epsilon == 4.0
+
+
+def test_states_move_only_along_their_ways(node: NodeSettings, foundation: Path) -> None:
+    """An ended job cannot be moved on, and a phase cannot be skipped."""
+    jobs = accept(node, foundation, campaign(foundation))
+    with pytest.raises(StateError):
+        jobs.move("c1", JobState.REVIEW)
+    jobs.move("c1", JobState.FAILED)
+    with pytest.raises(StateError):
+        jobs.move("c1", JobState.ADAPTING)
+
+
+def test_sampling_goes_on_shard_by_shard(node: NodeSettings, foundation: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shard that is on disk is kept as it is, and the images are the same as without the interruption."""
+    monkeypatch.setattr("busgen_client.worker.SHARD_IMAGES", 8)
+    offer = campaign(foundation)
+    jobs = accept(node, foundation, offer)
+    worker = Worker(node)
+    while jobs.need("c1").state != JobState.GENERATING:
+        worker.step()
+    row = jobs.need("c1")
+    worker.step()
+    shards = sorted((job_folder(node.data, "c1") / "samples").glob("*.parquet"))
+    before = [s.read_bytes() for s in shards]
+    assert len(shards) == 3
+    kept = shards[0].stat().st_mtime_ns
+    shards[-1].unlink()
+    monkeypatch.setattr(JobStore, "move", lambda *_, **__: None)
+    Worker(node)._generate(row)
+    assert [s.read_bytes() for s in shards] == before
+    assert shards[0].stat().st_mtime_ns == kept

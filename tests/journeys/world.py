@@ -1,0 +1,88 @@
+"""A small consortium for journeys: a tiny foundation, few steps, few images; everything else is real."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from sqlalchemy.exc import OperationalError
+
+from busgen_client.cohort import CohortStore
+from busgen_client.database import open_store as open_node
+from busgen_client.intake.dicom import intake_dicom
+from busgen_client.intake.phantom_dicom import write_phantom_study
+from busgen_client.jobs import JobRow, JobStore
+from busgen_core.generator import Shape
+from busgen_core.pretrain import PretrainPlan, pretrain
+from busgen_server.database import open_store as open_hub
+from busgen_server.store import HubStore
+from deploy.local.consortium import Consortium, Site, run, wait_for
+
+CAMPAIGN = "journey-1"
+SHAPE = Shape(channels=(16, 32), groups=8, heads=16)
+
+
+def tiny_foundation(folder: Path) -> Path:
+    """A foundation of the shipped frame size that trains in seconds."""
+    pretrain(PretrainPlan(seed=1, steps=30, batch=8, phantoms=60, warmup=5, shape=SHAPE), public=None, out=folder)
+    return folder
+
+
+def site(name: str, *, steps: int = 4, **policy: object) -> Site:
+    """A site whose adaptation takes seconds; ``policy`` changes its limits."""
+    settings = {"adapt": {"steps": steps, "draws": 1, "threads": 1}, "policy": {"smallest_cohort": 30, **policy}}
+    return Site(name=name, public_cohort=40, settings=settings)
+
+
+def take_in_phantoms(consortium: Consortium, name: str, *, seed: int, patients: int = 75) -> Path:
+    """Write a phantom study as DICOM files and take it in; the folder of the study."""
+    pacs = consortium.folder / f"{name}-pacs"
+    write_phantom_study(pacs, site=name, patients=patients, seed=seed)
+    data = consortium.node_config(name).parent / "data"
+    result = intake_dicom(CohortStore(open_node(data), data), pacs, pacs / "labels.csv", progress=False)
+    assert result.added >= patients
+    assert result.quarantined == 0
+    return pacs
+
+
+def job(consortium: Consortium, name: str) -> JobRow | None:
+    """A node's job of the campaign, as the node has it."""
+    try:
+        return JobStore(open_node(consortium.node_config(name).parent / "data")).get(CAMPAIGN)
+    except OperationalError:
+        return None
+
+
+def hub(consortium: Consortium) -> HubStore:
+    """The hub's store."""
+    return HubStore(open_hub(consortium.hub_config.parent / "data"))
+
+
+def wait_for_state(consortium: Consortium, name: str, states: set[str], *, seconds: float) -> None:
+    """Wait until a node's job is in one of these states."""
+
+    def there() -> bool:
+        row = job(consortium, name)
+        return row is not None and row.state in states
+
+    wait_for(there, seconds=seconds, what=f"{name} to be {states}", every=0.05)
+
+
+def approve(consortium: Consortium, name: str) -> None:
+    """The officer signs, through the command."""
+    wait_for_state(consortium, name, {"review"}, seconds=240)
+    run(
+        *("busgen-node", "review", "approve", CAMPAIGN, "--passphrase-file", consortium.passphrase_file),
+        *("--config", consortium.node_config(name)),
+    )
+
+
+def create_campaign(consortium: Consortium, *, images: int = 24, epsilon: float = 8.0) -> None:
+    """The coordinator publishes the campaign, through the command."""
+    run(
+        *("busgen-hub", "campaign", "create", CAMPAIGN, "--images", images, "--normal", 8, "--epsilon", epsilon),
+        *("--config", consortium.hub_config),
+    )
+
+
+def until(condition: Callable[[], bool], *, seconds: float, what: str) -> None:
+    """Wait, patiently and often."""
+    wait_for(condition, seconds=seconds, what=what, every=0.2)

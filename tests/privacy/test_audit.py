@@ -1,0 +1,149 @@
+"""The audit: what it finds stays exact inside, and what travels is one Gaussian event on public constants."""
+
+import json
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+
+from busgen_core.errors import GateRefusedError, InputError
+from busgen_privacy.audit import AttackResult, Audit, NearCopyResult, TravellingAudit, run_audit, travelling
+from busgen_privacy.cohort import Cohort
+from busgen_privacy.dp.noise import SecureGaussian, SeededGaussian
+from busgen_privacy.policy import GatePolicy, Policy
+from busgen_privacy.statistics import auc
+from tests.privacy.small import cohort, small_foundation
+
+POLICY = Policy(lifetime_epsilon=8, campaign_epsilon=8, public_cohort=100, smallest_cohort=30, audit_noise=4.0, gate=GatePolicy(smallest_holdout=20))
+MEMBERS, HOLDOUT = cohort([1, 2, 1], prefix="m"), cohort([1, 1, 1], prefix="h", seed=900)
+
+
+def audit_of(*, value: float = 0.6, members: int = 33, holdout: int = 27, copies: int = 0) -> Audit:
+    def result(name: str, figure: float) -> AttackResult:
+        return AttackResult(
+            name=name, kind="white-box", auc=figure, low=0.4, high=0.8, ceiling=0.881, members=members, holdout=holdout, what="A question?"
+        )
+
+    return Audit(
+        epsilon=8,
+        delta=1e-5,
+        attacks=(result("loss", value), result("nearest", 0.5)),
+        near_copies=NearCopyResult(count=copies, holdout_count=0, threshold=0.1, released=50, closest=(), what="A question?"),
+        members=members,
+        holdout=holdout,
+        released=50,
+        draws=4,
+    )
+
+
+def run(members: Cohort = MEMBERS, holdout: Cohort = HOLDOUT) -> Audit:
+    foundation = small_foundation()
+    released = cohort([1] * 15, seed=4000).images
+    released[0] = members.images[1]
+    return run_audit(
+        foundation=foundation,
+        adapted=small_foundation(seed=1).network,
+        released=released,
+        members=members,
+        holdout=holdout,
+        epsilon=8,
+        delta=1e-5,
+        draws=2,
+        seed=1,
+        progress=lambda done, total: None,
+    )
+
+
+def test_an_audit_holds_every_finding() -> None:
+    """Both attacks with intervals and ceiling, the copy that was planted, the closest pairs first; it survives JSON."""
+    audit = run()
+    assert [(a.name, a.kind) for a in audit.attacks] == [("loss", "white-box"), ("nearest", "black-box")]
+    assert all(0 <= a.low <= a.auc <= a.high <= 1 and a.ceiling == pytest.approx(0.881, abs=1e-3) for a in audit.attacks)
+    assert (audit.members, audit.holdout, audit.released) == (3, 3, 15)
+    assert audit.near_copies.count == 1
+    assert (audit.near_copies.closest[0].released, audit.near_copies.closest[0].member) == (0, 1)
+    assert len(audit.near_copies.closest) == 12
+    assert Audit.model_validate_json(audit.model_dump_json()) == audit
+
+
+def test_a_patient_on_both_sides_is_refused() -> None:
+    """Members among the holdout would make the attack look weak; the error counts them and names no key."""
+    with pytest.raises(InputError, match="1 patients are members and holdout") as caught:
+        run(holdout=cohort([1, 1], prefix="m", seed=900).__class__(HOLDOUT.images, HOLDOUT.classes, HOLDOUT.boxes, ("m000", "h1", "h2")))
+    assert "m000" not in str(caught.value)
+
+
+def test_a_single_patient_is_no_audit() -> None:
+    """One patient on a side is refused."""
+    with pytest.raises(InputError, match="at least two"):
+        run(holdout=cohort([3], prefix="h", seed=900))
+
+
+def test_one_patient_moves_the_auc_by_at_most_one_over_the_floor() -> None:
+    """The sensitivity bound, by brute force at its worst: scores at the extremes, one patient removed on either side, at the floors."""
+    rng = np.random.default_rng(0)
+    worst = 0.0
+    for trial in range(60):
+        members, holdout = rng.choice([0.0, 0.5, 1.0], 31), rng.choice([0.0, 0.5, 1.0], 21)
+        if trial == 0:
+            members, holdout = np.zeros(31), np.append(np.full(20, -1.0), 1.0)  # 20 of 21 lost by the last, a winner
+        whole = auc(members, holdout)
+        worst = max(worst, *(abs(whole - auc(np.delete(members, i), holdout)) * 30 for i in range(31)))
+        worst = max(worst, *(abs(whole - auc(members, np.delete(holdout, i))) * 20 for i in range(21)))
+    assert 0.9 < worst <= 1
+
+
+def test_the_figure_that_travels_has_the_promised_noise() -> None:
+    """Over 4,000 copies the noise on the largest AUC has standard deviation audit_noise / smallest floor, and is not biased."""
+
+    class Tape:
+        """Real secure noise, remembered."""
+
+        secure = True
+
+        def __init__(self) -> None:
+            self.drawn: list[float] = []
+
+        def __call__(self, shape: Sequence[int]) -> torch.Tensor:
+            self.drawn.append(float(SecureGaussian()((1,))[0]))
+            return torch.tensor(self.drawn[-1:])
+
+    tape = Tape()
+    mild = POLICY.model_copy(update={"audit_noise": 1.0})
+    values = np.array([travelling(audit_of(value=0.5), mild, tape).attacks[0].auc for _ in range(4000)])  # type: ignore[arg-type]
+    assert len(tape.drawn) == 4000
+    assert values.std() == pytest.approx(1 / 20, rel=0.08)  # seven standard deviations of a sample deviation
+    assert values.mean() == pytest.approx(0.5, abs=6 * 0.05 / 63)
+
+
+def test_what_travels_is_the_strongest_attack_within_bounds() -> None:
+    """One figure travels, the largest; it and its interval stay in [0, 1] however loud the noise, and cover the exact figure 95 %."""
+    covered = 0
+    for seed in range(400):
+        (attack,) = travelling(audit_of(value=0.9), POLICY, SeededGaussian(seed)).attacks
+        assert 0 <= attack.low <= attack.auc <= attack.high <= 1
+        covered += attack.low <= 0.9 <= attack.high
+    assert covered >= 0.93 * 400
+
+
+def test_no_exact_number_travels() -> None:
+    """Two cohorts of other sizes and counts give the same copy, byte for byte, when figure and noise are the same."""
+    first = travelling(audit_of(members=33, holdout=27), POLICY, SeededGaussian(1))
+    second = travelling(audit_of(members=71, holdout=45), POLICY, SeededGaussian(1))
+    assert first.model_dump_json() == second.model_dump_json()
+    assert TravellingAudit.model_validate_json(first.model_dump_json()) == first
+    assert not {"members", "holdout", "count"} & set(json.dumps(first.model_dump()).replace('"', " ").split())
+
+
+@pytest.mark.parametrize(("members", "holdout"), [(29, 27), (33, 19)], ids=["members", "holdout"])
+def test_below_a_floor_nothing_travels(members: int, holdout: int) -> None:
+    """The sensitivity bound needs the floors, so below one of them there is no figure."""
+    with pytest.raises(GateRefusedError):
+        travelling(audit_of(members=members, holdout=holdout), POLICY, SeededGaussian(1))
+
+
+def test_copies_travel_as_a_yes_or_no() -> None:
+    """Of near copies only whether they stayed within the hospital's limit is told."""
+    assert travelling(audit_of(copies=0), POLICY, SeededGaussian(1)).near_copies_within
+    assert not travelling(audit_of(copies=1), POLICY, SeededGaussian(1)).near_copies_within

@@ -1,12 +1,11 @@
 """The command ``busgen-core``. Exit status: 0 done, 1 refused or invalid, 2 wrong usage."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from busgen_core.errors import BusgenError
+from busgen_core.console import run_command
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -37,8 +36,5 @@ def pretrain_command(
 
 
 def main() -> None:
-    """Run the command line; the one place where an error becomes an exit status."""
-    try:
-        app()
-    except BusgenError as error:
-        sys.exit(f"busgen-core: {error.code}: {error}")
+    """Entry point of ``busgen-core``."""
+    run_command("busgen-core", app)

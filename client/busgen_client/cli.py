@@ -2,15 +2,12 @@
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import tomli_w
 import typer
 from pydantic import BaseModel, ConfigDict, ValidationError
-from rich.console import Console
-from rich.table import Table
 
 from busgen_client.cohort import CohortStore
 from busgen_client.database import open_store
@@ -20,7 +17,8 @@ from busgen_client.jobs import JobStore
 from busgen_client.keys import create_keys, flower_key_file, join_request
 from busgen_client.protocol import decide, job_folder
 from busgen_client.settings import NodeSettings, load_settings
-from busgen_core.errors import BusgenError, ConfigError, InputError, StateError
+from busgen_core.console import print_rows, run_command
+from busgen_core.errors import ConfigError, InputError, StateError
 from busgen_core.supervise import Program, environment, supervise
 from busgen_core.wire import Digest, JobState
 from busgen_privacy.ledger import Ledger
@@ -156,7 +154,7 @@ def jobs_list(config: Config = NODE_TOML, as_json: AsJson = False) -> None:
         {"campaign": r.campaign_id, "state": r.state, "progress": round(r.progress, 3), "code": r.code, "message": r.message, "admitted": r.admitted}
         for r in _jobs(config).all()
     ]
-    _print_rows(rows, as_json)
+    print_rows(rows, as_json=as_json)
 
 
 @jobs_app.command("accept")
@@ -228,7 +226,7 @@ def ledger_show(config: Config = NODE_TOML, as_json: AsJson = False) -> None:
         {"account": a, "epsilon": round(ledger.spent(a, delta), 4), "of": settings.policy.lifetime_epsilon, "delta": delta}
         for a in ("members", "holdout")
     ]
-    _print_rows(rows, as_json)
+    print_rows(rows, as_json=as_json)
 
 
 @ledger_app.command("verify")
@@ -249,7 +247,7 @@ def doctor(config: Config = NODE_TOML, as_json: AsJson = False) -> None:
     Exit status: 0 all well, 1 something is not, 2 wrong usage.
     """
     rows = examine(load_settings(config))
-    _print_rows(rows, as_json)
+    print_rows(rows, as_json=as_json)
     if not all(row["ok"] for row in rows):
         sys.exit(1)
 
@@ -284,19 +282,6 @@ def _report_intake(result: IntakeResult, as_json: bool) -> None:
     typer.echo(json.dumps(counts) if as_json else ", ".join(f"{key} {value}" for key, value in counts.items()))
 
 
-def _print_rows(rows: Sequence[Mapping[str, object]], as_json: bool) -> None:
-    if as_json:
-        typer.echo(json.dumps(rows))
-        return
-    table = Table(*(rows[0] if rows else ["nothing yet"]))
-    for row in rows:
-        table.add_row(*(str(value) for value in row.values()))
-    Console().print(table)
-
-
 def main() -> None:
-    """Run the command line; the one place where an error becomes an exit status."""
-    try:
-        app()
-    except BusgenError as error:
-        sys.exit(f"busgen-node: {error.code}: {error}")
+    """Entry point of ``busgen-node``."""
+    run_command("busgen-node", app)

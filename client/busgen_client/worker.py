@@ -155,7 +155,7 @@ class Worker:
         campaign = Campaign.model_validate_json(row.campaign)
         foundation = self._foundation(campaign)
         folder = job_folder(self.settings.data, row.campaign_id)
-        network = load_adapted(foundation, folder / "adapt" / "adapted.safetensors")
+        network = load_adapted(foundation, folder / "adapt" / "adapted.safetensors").to("cuda" if torch.cuda.is_available() else "cpu")
         seed = job_seed(folder)
         wanted = [p for p in Pathology for _ in range(campaign.images.get(p, 0))]
         order = np.random.default_rng(seed).permutation(len(wanted))

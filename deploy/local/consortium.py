@@ -87,7 +87,8 @@ class Consortium:
                 *("--passphrase-file", self.passphrase_file, "--public-cohort", site.public_cohort),
             )
             (self.folder / f"{site.name}.join.json").write_text(request)
-            change_settings(config, {"": {"runtime_port": self.ports[site.name]}, "policy": {"auto_accept": True}, **site.settings})
+            change_settings(config, {"": {"runtime_port": self.ports[site.name]}, "policy": {"auto_accept": True}})
+            change_settings(config, site.settings)
 
     def start_hub(self) -> None:
         """Start the hub and wait until its public port answers."""

@@ -3,18 +3,16 @@
 import datetime
 import json
 import sys
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import tomli_w
 import typer
 from pydantic import BaseModel, ConfigDict, ValidationError
-from rich.console import Console
-from rich.table import Table
 
+from busgen_core.console import print_rows, run_command
 from busgen_core.digests import sha256_bytes
-from busgen_core.errors import BusgenError, InputError, StateError
+from busgen_core.errors import InputError, StateError
 from busgen_core.keys import PublicKey
 from busgen_core.labels import Pathology
 from busgen_core.release import TrustedKeys, verify_release
@@ -173,7 +171,7 @@ def site_list(config: Config = HUB_TOML, as_json: AsJson = False) -> None:
 
     Exit status: 0 done, 1 invalid settings, 2 wrong usage.
     """
-    _print_rows([{"site": s.name, "last_seen": str(s.last_seen or "never"), "node": s.node_id or ""} for s in _store(config).sites()], as_json)
+    print_rows([{"site": s.name, "last_seen": str(s.last_seen or "never"), "node": s.node_id or ""} for s in _store(config).sites()], as_json=as_json)
 
 
 @campaign_app.command("create")
@@ -222,7 +220,7 @@ def campaign_show(campaign_id: str, config: Config = HUB_TOML, as_json: AsJson =
     store = _store(config)
     state = store.campaign_row(campaign_id).state
     rows = [{"site": j.site, "state": j.state, "progress": round(j.progress, 3), "code": j.code, "campaign": state} for j in store.jobs(campaign_id)]
-    _print_rows(rows, as_json)
+    print_rows(rows, as_json=as_json)
 
 
 @campaign_app.command("cancel")
@@ -246,7 +244,7 @@ def campaign_results(campaign_id: str, config: Config = HUB_TOML, as_json: AsJso
         {"trained on": r.name, "scored at": r.site, "auc": round(r.auc, 4), "low": round(r.low, 4), "high": round(r.high, 4)}
         for r in store.results(campaign_id)
     ]
-    _print_rows(rows, as_json)
+    print_rows(rows, as_json=as_json)
 
 
 @catalogue_app.command("list")
@@ -259,7 +257,7 @@ def catalogue_list(config: Config = HUB_TOML, as_json: AsJson = False) -> None:
         {"release": r.release_id, "site": r.site, "state": r.state, "code": r.code, "epsilon": r.epsilon, "gate": r.gate, "images": r.images}
         for r in _store(config).releases()
     ]
-    _print_rows(rows, as_json)
+    print_rows(rows, as_json=as_json)
 
 
 @app.command("verify")
@@ -289,19 +287,6 @@ def _store(config: Path) -> HubStore:
     return HubStore(open_store(load_settings(config).data))
 
 
-def _print_rows(rows: Sequence[Mapping[str, object]], as_json: bool) -> None:
-    if as_json:
-        typer.echo(json.dumps(rows))
-        return
-    table = Table(*(rows[0] if rows else ["nothing yet"]))
-    for row in rows:
-        table.add_row(*(str(value) for value in row.values()))
-    Console().print(table)
-
-
 def main() -> None:
-    """Run the command line; the one place where an error becomes an exit status."""
-    try:
-        app()
-    except BusgenError as error:
-        sys.exit(f"busgen-hub: {error.code}: {error}")
+    """Entry point of ``busgen-hub``."""
+    run_command("busgen-hub", app)

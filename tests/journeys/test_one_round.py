@@ -7,6 +7,8 @@ The hub is killed while the nodes work, and stays away for two minutes.
 import io
 import json
 import re
+import shutil
+import ssl
 import subprocess
 import time
 import tomllib
@@ -20,6 +22,7 @@ import psutil
 import pydicom
 import pytest
 from PIL import Image
+from playwright.sync_api import sync_playwright
 from safetensors.numpy import load_file
 
 from busgen_core.repository import arrays, read_parquet
@@ -45,6 +48,8 @@ from tests.journeys.world import (
 pytestmark = pytest.mark.journey
 PHASES = ("accepted", "adapting", "generating", "auditing", "review")
 HUB_AWAY_SECONDS = 120
+CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
+QUIET_BROWSER = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update"]
 EVIL_CLIENT = """
 from pathlib import Path
 Path({marker!r}).write_text("imported")
@@ -243,9 +248,7 @@ def test_the_public_port_refuses_flowers_control_api(finished: Round) -> None:
     assert done.returncode != 0
 
 
-def _trust(ca: Path):
-    import ssl
-
+def _trust(ca: Path) -> ssl.SSLContext:
     return ssl.create_default_context(cafile=str(ca))
 
 
@@ -288,3 +291,24 @@ def test_a_bundle_with_its_own_client_is_refused_before_import(finished: Round) 
     for name in ("north", "south", "east"):
         apps = _data(finished, name) / "flower" / "apps"
         assert not any("evil" in p.name for p in apps.rglob("*")) if apps.exists() else True
+
+
+def test_the_dashboard_shows_the_round_in_a_browser(finished: Round, tmp_path: Path) -> None:
+    """In a real browser the hub's page shows sites, jobs, both releases with epsilon and verdict, sample images, and the AUC."""
+    settings = load_hub(finished.consortium.hub_config)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET_BROWSER)
+        page = browser.new_page(viewport={"width": 1200, "height": 1600})
+        problems: list[str] = []
+        page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.goto(f"http://127.0.0.1:{settings.dashboard_port}/")
+        text = page.inner_text("body")
+        drawn = page.evaluate("[...document.images].filter(i => i.complete && i.naturalWidth > 0).length")
+        page.screenshot(path=tmp_path / "dashboard.png", full_page=True)
+        browser.close()
+    assert not problems
+    for expected in ("north", "south", "east", "declined", CAMPAIGN, "pool"):
+        assert expected in text
+    assert text.lower().count("admitted") >= 2
+    assert drawn >= 12

@@ -7,6 +7,7 @@ import datetime
 import fcntl
 import logging
 import os
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,6 +66,8 @@ class Sent:
     campaign_id: str
     request: Payload
     at: float
+    fetch: threading.Thread | None = None
+    replies: list[Message] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -116,9 +119,9 @@ class Conductor:
 
     def turn(self) -> bool:
         """One turn: take in replies, send what is due. False when no campaign is open."""
-        self._collect()
-        campaigns = [c for c in self.store.campaigns() if c.state in ("open", "scoring")]
         online = {str(n) for n in self.grid.get_node_ids()}
+        self._collect({s.name for s in self.store.sites() if s.node_id in online})
+        campaigns = [c for c in self.store.campaigns() if c.state in ("open", "scoring")]
         busy = {sent.site for sent in self.sent.values()}
         for site in self.store.sites():
             if site.node_id in online and site.name not in busy:
@@ -192,16 +195,26 @@ class Conductor:
         (message_id,) = self.grid.push_messages([message])
         self.sent[message_id] = Sent(site.name, campaign.campaign_id, request, time.monotonic())
 
-    def _collect(self) -> None:
-        if self.sent:
-            for message in self.grid.pull_messages(list(self.sent)):
-                sent = self.sent.pop(message.metadata.reply_to_message_id, None)
-                if sent is not None:
-                    self._take(sent, message)
-        now = time.monotonic()
-        for message_id in [m for m, s in self.sent.items() if now - s.at > LOST_SECONDS]:
-            sent = self.sent.pop(message_id)
-            log.warning("message.lost site=%s kind=%s", sent.site, type(sent.request).__name__)
+    def _collect(self, online: set[str]) -> None:
+        """Take in what has arrived; give up what was lost. Repeating a message is harmless, so giving up early is too."""
+        for message_id, sent in list(self.sent.items()):
+            age = time.monotonic() - sent.at
+            if sent.replies:
+                del self.sent[message_id]
+                self._take(sent, sent.replies[0])
+            elif age > LOST_SECONDS or (sent.site not in online and age > REPEAT_SECONDS):
+                del self.sent[message_id]
+                log.warning("message.lost site=%s kind=%s", sent.site, type(sent.request).__name__)
+            elif sent.fetch is None or not sent.fetch.is_alive():
+                sent.fetch = threading.Thread(target=self._fetch, args=(message_id, sent), daemon=True)
+                sent.fetch.start()
+
+    def _fetch(self, message_id: str, sent: Sent) -> None:
+        """Ask for one reply, beside the others: Flower waits up to two hours for a node that died while it sent one."""
+        try:
+            sent.replies.extend(self.grid.pull_messages([message_id]))
+        except Exception as error:  # httpx and Flower's own; the next turn tries again
+            log.warning("pull.failed site=%s error=%s", sent.site, type(error).__name__)
 
     def _take(self, sent: Sent, message: Message) -> None:
         """Write one reply into the store; a reply that makes no sense costs the site a pause, nothing else."""

@@ -39,11 +39,14 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Two workers: the journey, which mostly waits, beside everything else. One torch thread each.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
 test: install system-packages lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: install system-packages lint
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 bench: install
 	@test -n "$(NAME)" || { echo "make bench NAME=…, one of: $$(cd bench && ls *.py | sed 's/\.py//' | tr '\n' ' ')"; exit 2; }

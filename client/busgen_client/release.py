@@ -27,11 +27,11 @@ from busgen_core.release import (
     PrivacyStatement,
     build_manifest,
     statement_payload,
-    verify_release,
 )
 from busgen_core.repository import SyntheticImage, croissant, dataset_card, write_parquet
 from busgen_core.transfer import folder_files, pack
 from busgen_core.wire import Campaign, JobState
+from busgen_privacy.admission import check
 from busgen_privacy.audit import Audit, TravellingAudit
 from busgen_privacy.cohort import Cohort
 from busgen_privacy.dp.accounting import GaussianEvent, epsilon_of
@@ -40,7 +40,6 @@ from busgen_privacy.gate import decide
 from busgen_privacy.ledger import Ledger
 from busgen_privacy.policy import Policy
 from busgen_privacy.report import render
-from busgen_privacy.statement import check_statement
 
 TABLE = "data/train-00000.parquet"
 LOCAL_REPORT = "report.html"  # the hospital's version, with nearest pairs; never leaves
@@ -175,7 +174,7 @@ def approve(settings: NodeSettings, jobs: JobStore, campaign_id: str, passphrase
     manifest = Manifest.from_bytes(files[MANIFEST])
     envelope = add_signature(sign(PAYLOAD_TYPE, statement_payload(files[MANIFEST], manifest), [node_key(settings.data)]), officer)
     files[ATTESTATION] = envelope.to_bytes()
-    check_statement(verify_release(files, public_keys(settings)))  # what we would reject must not leave
+    check(files, public_keys(settings), Campaign.model_validate_json(row.campaign))  # what the hub would reject does not leave
     write_whole(folder / ATTESTATION, files[ATTESTATION])
     packed = pack(files)
     write_whole(release_file(settings.data, campaign_id), packed)

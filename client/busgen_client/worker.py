@@ -36,7 +36,7 @@ from busgen_core.transfer import unpack
 from busgen_core.wire import Campaign, JobState, ScoreRequest
 from busgen_privacy.audit import Audit, run_audit, travelling
 from busgen_privacy.cohort import Cohort
-from busgen_privacy.dp.accounting import GaussianEvent
+from busgen_privacy.dp.accounting import GaussianEvent, epsilon_of
 from busgen_privacy.dp.dpsgd import adapt, load_adapted
 from busgen_privacy.dp.noise import SecureGaussian
 from busgen_privacy.dp.plan import DpSgdPlan, audit_event, plan_dpsgd
@@ -187,7 +187,7 @@ class Worker:
                     released=arrays(images)[0],
                     members=members,
                     holdout=holdout,
-                    epsilon=campaign.epsilon,
+                    epsilon=self._promised(campaign),
                     delta=campaign.delta,
                     draws=8,
                     seed=secrets.randbits(32),
@@ -254,6 +254,10 @@ class Worker:
             )
             write_whole(file, json.dumps(asdict(plan)).encode())
         return DpSgdPlan(**json.loads(file.read_text()))
+
+    def _promised(self, campaign: Campaign) -> float:
+        """Epsilon that this job's events spend: what the audit is held against."""
+        return epsilon_of([*self._plan(campaign).events(), audit_event(self.settings.policy)], delta=campaign.delta).epsilon
 
     def _foundation(self, campaign: Campaign) -> Foundation:
         return load_foundation(foundation_folder(self.settings.data, campaign), expected_digest=campaign.foundation)

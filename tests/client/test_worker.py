@@ -19,12 +19,11 @@ from busgen_core.errors import SignatureError, StateError
 from busgen_core.foundation import foundation_digest
 from busgen_core.labels import Pathology
 from busgen_core.phantom import simulate
-from busgen_core.release import verify_release
 from busgen_core.transfer import folder_files, pack, unpack
 from busgen_core.wire import FOUNDATION_FILES, Campaign, ErrorReply, JobState, Offer, ReleaseChunk, ReleaseRequest, ScoreReply, ScoreRequest
+from busgen_privacy.admission import check
 from busgen_privacy.cohort import Cohort
 from busgen_privacy.ledger import Ledger
-from busgen_privacy.statement import check_statement
 from tests.journeys.world import tiny_foundation
 
 PASSPHRASE = b"a passphrase for tests"
@@ -104,7 +103,7 @@ def test_a_job_goes_through_all_phases_with_a_new_worker_for_each(node: NodeSett
     assert jobs.need("c1").state == JobState.REVIEW
     manifest = approve(node, jobs, "c1", PASSPHRASE)
     assert (manifest.images, manifest.gate.verdict) == (20, "release")
-    check_statement(verify_release(unpack(release_file(node.data, "c1").read_bytes()), public_keys(node)))
+    check(unpack(release_file(node.data, "c1").read_bytes()), public_keys(node), offer)
     with pytest.raises(StateError):
         approve(node, jobs, "c1", PASSPHRASE)
     _hub_can_fetch_it(node)

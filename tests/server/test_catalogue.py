@@ -9,8 +9,9 @@ from busgen_core.keys import SigningKey
 from busgen_core.labels import Pathology
 from busgen_core.release import GateVerdict, TrustedKeys, verify_release
 from busgen_core.transfer import folder_files, pack
+from busgen_privacy.admission import pixels
 from busgen_privacy.policy import GatePolicy
-from busgen_server.catalogue import admit, load_images, pixels
+from busgen_server.catalogue import admit, load_images
 from busgen_server.database import open_store
 from busgen_server.store import HubStore
 from tests.releases import EVENTS, NODE, PRIVACY, STRANGER, TRUSTED

@@ -14,7 +14,7 @@ from busgen_core.release import MANIFEST, Manifest, TrustedKeys
 from busgen_core.repository import SyntheticImage, read_parquet
 from busgen_core.transfer import unpack
 from busgen_core.wire import Campaign
-from busgen_privacy.admission import DUPLICATE_SHARE, HUB_GATE, Digests, check
+from busgen_privacy.admission import DUPLICATE_SHARE, HUB_GATE, Digests, check, image_digests
 from busgen_privacy.policy import GatePolicy
 from busgen_server.database import ReleaseRow
 from busgen_server.store import HubStore

@@ -6,9 +6,9 @@ from pathlib import Path
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from busgen_client.files import write_whole
 from busgen_client.settings import NodeSettings
 from busgen_core.errors import ConfigError
+from busgen_core.files import write_whole
 from busgen_core.keys import PublicKey, SigningKey
 from busgen_core.release import TrustedKeys
 

@@ -7,7 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 from busgen_client import __version__
-from busgen_client.files import write_whole
 from busgen_client.jobs import JobStore
 from busgen_client.keys import node_key, officer_key, public_keys
 from busgen_client.protocol import job_folder, release_file
@@ -15,6 +14,7 @@ from busgen_client.settings import NodeSettings
 from busgen_core.digests import canonical_json, sha256_bytes
 from busgen_core.dsse import add_signature, sign
 from busgen_core.errors import StateError
+from busgen_core.files import write_whole
 from busgen_core.images import encode_png
 from busgen_core.labels import Pathology
 from busgen_core.release import (

@@ -1,12 +1,11 @@
 """Settings of a node: one TOML file (node.toml), overridden by BUSGEN_NODE__SECTION__NAME variables."""
 
-import tomllib
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic_settings import SettingsConfigDict
 
-from busgen_core.errors import ConfigError
+from busgen_core.settings import TomlSettings, read_settings
 from busgen_core.wire import Name
 from busgen_privacy.policy import Policy
 
@@ -45,7 +44,7 @@ class AdaptSettings(BaseModel):
     threads: int = Field(default=0, ge=0)
 
 
-class NodeSettings(BaseSettings):
+class NodeSettings(TomlSettings):
     """All settings of a node.
 
     Attributes:
@@ -66,18 +65,6 @@ class NodeSettings(BaseSettings):
     adapt: AdaptSettings = AdaptSettings()
     policy: Policy
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],  # noqa: ARG003
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The environment wins over the file; nothing else is read."""
-        return env_settings, init_settings
-
 
 def load_settings(file: Path) -> NodeSettings:
     """Read ``node.toml``; relative paths are relative to it.
@@ -85,17 +72,7 @@ def load_settings(file: Path) -> NodeSettings:
     Raises:
         ConfigError: missing, not TOML, or a value outside its range; names the settings that are wrong.
     """
-
-    try:
-        content = tomllib.loads(file.read_text(encoding="utf-8"))
-        settings = NodeSettings(**content)
-    except FileNotFoundError:
-        raise ConfigError(f"{file} does not exist; run 'busgen-node join' first") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: not valid TOML: {error}") from error
-    except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise ConfigError(f"{file}: {wrong}") from None
+    settings = read_settings(NodeSettings, file, missing="run 'busgen-node join' first")
     base = file.parent
     hub = settings.hub.model_copy(update={"ca_file": base / settings.hub.ca_file})
     return settings.model_copy(update={"data": base / settings.data, "hub": hub})

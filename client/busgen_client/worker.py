@@ -18,13 +18,13 @@ from sqlalchemy.exc import OperationalError
 
 from busgen_client.cohort import CohortStore, Role
 from busgen_client.database import open_store
-from busgen_client.files import write_whole
 from busgen_client.jobs import JobRow, JobStore, ScoreRow
 from busgen_client.protocol import foundation_part, job_folder, model_file
 from busgen_client.release import build_unsigned
 from busgen_client.settings import NodeSettings, load_settings
 from busgen_core.downstream import Classifier
 from busgen_core.errors import BudgetExceededError, BusgenError, GateRefusedError, UnavailableError
+from busgen_core.files import write_whole
 from busgen_core.foundation import Foundation, load_foundation, unpack_foundation
 from busgen_core.generator import Conditions, sample
 from busgen_core.images import encode_png

@@ -62,9 +62,10 @@ class Scale:
     normal: int
 
 
-PHANTOM_SITES = {"alpha": 60, "beta": 60, "gamma": 60}
+PHANTOM_PATIENTS = 160
+PHANTOM_SITES = {"alpha": 100, "beta": 100, "gamma": 100}
 REAL_SITES = {"cairo": 350, "rio": 300, "warsaw": 150}  # public, round statements of the cohorts
-PHANTOM_SCALE = Scale(steps=40, draws=2, images=120, normal=60)
+PHANTOM_SCALE = Scale(steps=30, draws=2, images=120, normal=60)
 REAL_SCALE = Scale(steps=60, draws=4, images=300, normal=100)
 
 
@@ -118,7 +119,7 @@ def _take_in(consortium: Consortium, images: Path | None) -> None:
             from busgen_client.intake.phantom_dicom import write_phantom_study
 
             pacs = consortium.folder / f"{site.name}-pacs"
-            write_phantom_study(pacs, site=site.name, patients=100, seed=number)
+            write_phantom_study(pacs, site=site.name, patients=PHANTOM_PATIENTS, seed=number)
             said = run("busgen-node", "intake", "dicom", pacs, "--labels", pacs / "labels.csv", "--config", config)
         _say(f"{site.name}: intake: {said.strip()}")
 

@@ -1,19 +1,18 @@
 """Settings of the hub: one TOML file (hub.toml), overridden by BUSGEN_HUB__NAME variables."""
 
-import tomllib
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
 
-from busgen_core.errors import ConfigError
+from busgen_core.settings import TomlSettings, read_settings
 
 Port = Annotated[int, Field(ge=1024, le=65535)]
 MEBIBYTE = 2**20
 
 
-class HubSettings(BaseSettings):
+class HubSettings(TomlSettings):
     """All settings of the hub.
 
     Attributes:
@@ -42,18 +41,6 @@ class HubSettings(BaseSettings):
     chunk_bytes: int = Field(default=4 * MEBIBYTE, ge=64 * 1024, le=64 * MEBIBYTE)
     poll_seconds: float = Field(default=5, gt=0, le=3600)
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],  # noqa: ARG003
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The environment wins over the file; nothing else is read."""
-        return env_settings, init_settings
-
 
 def load_settings(file: Path) -> HubSettings:
     """Read ``hub.toml``; relative paths are relative to it.
@@ -61,15 +48,6 @@ def load_settings(file: Path) -> HubSettings:
     Raises:
         ConfigError: missing, not TOML, or a value outside its range; names the settings that are wrong.
     """
-    try:
-        content = tomllib.loads(file.read_text(encoding="utf-8"))
-        settings = HubSettings(**content)
-    except FileNotFoundError:
-        raise ConfigError(f"{file} does not exist; run 'busgen-hub init' first") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: not valid TOML: {error}") from error
-    except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise ConfigError(f"{file}: {wrong}") from None
+    settings = read_settings(HubSettings, file, missing="run 'busgen-hub init' first")
     base = file.parent
     return settings.model_copy(update={"data": base / settings.data, "foundation": base / settings.foundation})

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from busgen_core.digests import sha256_bytes
 from busgen_core.downstream import train_classifier
+from busgen_core.errors import InputError
 from busgen_core.labels import Pathology
 from busgen_core.repository import SyntheticImage, arrays, read_parquet
 from busgen_core.scores import auc_from_counts, operating_point, quantile_edges
@@ -99,18 +100,24 @@ class Trainer:
                 return False
             counts = {site: BinnedCounts.model_validate(s.counts) for site, s in scores.items() if s.counts is not None}
             for site, found in [*((s, [c]) for s, c in counts.items()), (POOL, list(counts.values()))]:
-                if found:
-                    auc, low, high = auc_from_counts(found)
-                    point = operating_point(found)
-                    details: dict[str, object] = {"model": model.model_id}
-                    details |= {"sensitivity": list(point.sensitivity), "specificity": list(point.specificity)}
-                    results.append(ResultRow(campaign_id=campaign_id, name=model.name, site=site, auc=auc, low=low, high=high, details=details))
+                results += self._result(model, site, found)
         self.store.upsert_results(results)
         for result in results:
             track_model(self.settings.data, name=str(result.details["model"]), parameters={}, metrics={f"auc_{result.site}": result.auc})
         self.store.set_campaign_state(campaign_id, "done")
         log.info("campaign.done campaign=%s releases=%d", campaign_id, len(releasing))
         return True
+
+    def _result(self, model: ModelRow, site: str, found: list[BinnedCounts]) -> list[ResultRow]:
+        """One line of the result table; none where noise and hiding leave nothing to separate, which the journal then says."""
+        try:
+            auc, low, high = auc_from_counts(found)
+            point = operating_point(found)
+        except InputError as error:
+            self.store.note("result.unusable", model=model.model_id, site=site, code=error.code)
+            return []
+        details: dict[str, object] = {"model": model.model_id, "sensitivity": list(point.sensitivity), "specificity": list(point.specificity)}
+        return [ResultRow(campaign_id=model.campaign_id, name=model.name, site=site, auc=auc, low=low, high=high, details=details)]
 
 
 def lesion_arrays(images: list[SyntheticImage]) -> tuple[NDArray[np.uint8], list[Pathology]]:
@@ -124,7 +131,7 @@ def main() -> None:
     """``python -m busgen_server.trainer``; the configuration's path is in the environment."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     trainer = Trainer(load_settings(Path(os.environ[CONFIG_VARIABLE])))
-    torch.set_num_threads(max(1, (os.cpu_count() or 2)))
+    torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))  # the rest is the machine's: Flower, the dashboard, other nodes
     while True:
         if not trainer.step():
             time.sleep(CHECK_SECONDS)

@@ -48,6 +48,7 @@ from tests.journeys.world import (
 pytestmark = pytest.mark.journey
 PHASES = ("accepted", "adapting", "generating", "auditing", "review")
 HUB_AWAY_SECONDS = 120
+CHUNK_BYTES = 128 * 1024  # so that foundation and release take several messages
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
 QUIET_BROWSER = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update"]
 EVIL_CLIENT = """
@@ -78,6 +79,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Round]:
     family: list[psutil.Process] = []
     try:
         consortium.lay_out()
+        change_settings(consortium.hub_config, {"": {"chunk_bytes": CHUNK_BYTES}})
         studies = {s.name: take_in_phantoms(consortium, s.name, seed=i) for i, s in enumerate(sites)}
         consortium.start_hub()
         consortium.enrol()

@@ -28,11 +28,11 @@ def tiny_foundation(folder: Path) -> Path:
 
 def site(name: str, *, steps: int = 4, **policy: object) -> Site:
     """A site whose adaptation takes seconds; ``policy`` changes its limits."""
-    settings = {"adapt": {"steps": steps, "draws": 1, "threads": 1}, "policy": {"smallest_cohort": 30, **policy}}
-    return Site(name=name, public_cohort=40, settings=settings)
+    settings = {"adapt": {"steps": steps, "draws": 1, "threads": 1}, "policy": {"smallest_cohort": 30, "score_noise": 1.0, **policy}}
+    return Site(name=name, public_cohort=60, settings=settings)
 
 
-def take_in_phantoms(consortium: Consortium, name: str, *, seed: int, patients: int = 75) -> Path:
+def take_in_phantoms(consortium: Consortium, name: str, *, seed: int, patients: int = 110) -> Path:
     """Write a phantom study as DICOM files and take it in; the folder of the study."""
     pacs = consortium.folder / f"{name}-pacs"
     write_phantom_study(pacs, site=name, patients=patients, seed=seed)

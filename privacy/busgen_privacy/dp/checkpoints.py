@@ -1,7 +1,6 @@
 """Files of an adaptation: safetensors with JSON in their metadata, each written beside its place and moved in whole."""
 
 import json
-import os
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
@@ -15,23 +14,13 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from busgen_core.errors import CheckpointError
+from busgen_core.files import write_whole
 from busgen_core.foundation import Foundation
 from busgen_privacy.dp.plan import DpSgdPlan
 from busgen_privacy.dp.watchdog import Watchdog
 
 ADAPTED, STATE = "adapted.safetensors", "state.safetensors"
 ADAM = ("exp_avg", "exp_avg_sq", "step")
-
-
-def replace(path: Path, data: bytes) -> None:
-    """Write ``data`` so that ``path`` is the old file or the new one, whole, whenever the process or the machine stops."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".new")
-    with temporary.open("wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
 
 
 def save(
@@ -43,7 +32,7 @@ def save(
     tensors["watchdog.chosen"] = torch.from_numpy(watchdog.chosen)
     sums = {"sizes": watchdog.sizes, "bound": watchdog.bound, "energy": watchdog.energy, "numbers": watchdog.numbers}
     metadata = {"run": run, "step": str(len(watchdog.sizes)), "watchdog": json.dumps(sums)}
-    replace(folder / STATE, to_bytes({name: t.cpu().contiguous() for name, t in tensors.items()}, metadata))
+    write_whole(folder / STATE, to_bytes({name: t.cpu().contiguous() for name, t in tensors.items()}, metadata))
 
 
 def resume(
@@ -81,7 +70,7 @@ def check_run(file: Path, run: str) -> None:
 def save_adapted(file: Path, run: str, tensors: Mapping[str, Tensor], *, plan: DpSgdPlan, secure: bool) -> None:
     """Write the adapted parameters, marked with the plan and with the kind of noise."""
     metadata = {"run": run, "plan": plan.digest(), "subset": plan.subset, "noise": "secure" if secure else "seeded"}
-    replace(file, to_bytes({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, metadata))
+    write_whole(file, to_bytes({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, metadata))
 
 
 def load_adapted(foundation: Foundation, file: Path, *, allow_seeded: bool) -> UNet2DModel:

@@ -29,6 +29,7 @@ from torch.nn import GroupNorm, Parameter
 
 from busgen_core.digests import canonical_json, sha256_bytes
 from busgen_core.errors import InputError
+from busgen_core.files import write_whole
 from busgen_core.foundation import Foundation
 from busgen_core.generator import FOLD, PATCH_CHANNELS, denoising_loss
 from busgen_core.labels import NULL_INDEX
@@ -211,7 +212,7 @@ def adapt(
             checkpoints.save(checkpoint, run, parameters, average, optimizer.original_optimizer, watchdog)
         progress(step + 1, plan.steps)
     findings = watchdog.finish(before, average)
-    checkpoints.replace(checkpoint / "watchdog.json", json.dumps(asdict(findings), indent=1).encode())
+    write_whole(checkpoint / "watchdog.json", json.dumps(asdict(findings), indent=1).encode())
     checkpoints.save_adapted(target, run, average, plan=plan, secure=source.secure)
 
 

@@ -322,7 +322,7 @@ def released_images(folder: Path) -> list[SyntheticImage]:
 
 def main() -> None:
     """``python -m busgen_client.worker``; the configuration's path is in the environment."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", force=True)
     Worker(load_settings(Path(os.environ["BUSGEN_NODE_CONFIG"]))).run_forever()
 
 

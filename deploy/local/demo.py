@@ -66,7 +66,7 @@ PHANTOM_PATIENTS = 160
 PHANTOM_SITES = {"alpha": 100, "beta": 100, "gamma": 100}
 REAL_SITES = {"cairo": 350, "rio": 300, "warsaw": 150}  # public, round statements of the cohorts
 PHANTOM_SCALE = Scale(steps=30, draws=2, images=120, normal=60)
-REAL_SCALE = Scale(steps=60, draws=4, images=300, normal=100)
+REAL_SCALE = Scale(steps=40, draws=2, images=300, normal=100)
 
 
 def main() -> int:
@@ -224,7 +224,7 @@ def _print(report: dict[str, Any]) -> None:
     for name, score in entries.items():
         if score["auc"] is not None:
             scores.add_row(name, f"{score['auc']:.3f}", f"{score['low']:.3f} to {score['high']:.3f}")
-    Console().print(table, scores, f"wall time {report['wall_seconds']:.0f} s")
+    Console(width=118).print(table, scores, f"wall time {report['wall_seconds']:.0f} s")
 
 
 def _say(text: str) -> None:

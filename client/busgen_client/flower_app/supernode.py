@@ -71,7 +71,7 @@ def install_guard(pins: Sequence[str]) -> None:
 
 def main() -> None:
     """``python -m busgen_client.flower_app.supernode PIN[,PIN…] <options of flower-supernode>``."""
-    logging.basicConfig(level=logging.INFO)
+    logging.basicConfig(level=logging.INFO, force=True)
     pins = sys.argv.pop(1).split(",")
     install_guard(pins)
     flower_supernode()

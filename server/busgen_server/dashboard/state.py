@@ -13,7 +13,7 @@ from busgen_server.dashboard.samples import SAMPLES
 from busgen_server.database import CampaignRow, JobRow, ReleaseRow, ResultRow, SiteRow, now
 from busgen_server.store import POOL, HubStore
 
-SILENT_AFTER = timedelta(minutes=2)
+SILENT_AFTER = timedelta(minutes=15)  # the roll is called every ten
 EVENTS_SHOWN = 12
 
 SiteStatus = Literal["never seen", "silent", "worker down", "problems", "healthy"]

@@ -47,6 +47,7 @@ from busgen_server.store import HubStore
 
 CONFIG_VARIABLE = "BUSGEN_HUB_CONFIG"  # path of hub.toml, set by 'busgen-hub start'
 HELLO_SECONDS = 60.0
+ROLL_CALL_SECONDS = 90.0  # a run without campaigns greets every node that is there, and ends after so long at the latest
 LOST_SECONDS = 150.0  # a message without reply for so long is sent anew
 REPEAT_SECONDS = 10.0  # pause after an error from a node
 
@@ -83,7 +84,7 @@ class Memory:
 
 @app.main()  # type: ignore[untyped-decorator]
 def main(grid: Grid, _context: Context) -> None:
-    """Conduct all open campaigns until none is left; one conductor at a time."""
+    """Conduct all open campaigns until none is left, or call the roll where none is open; one conductor at a time."""
     settings = load_settings(Path(os.environ[CONFIG_VARIABLE]))
     lock = hold_lock(settings.data)
     if lock is None:
@@ -116,9 +117,10 @@ class Conductor:
         self.store = HubStore(open_store(settings.data))
         self.sent: dict[str, Sent] = {}
         self.memory: dict[str, Memory] = {}
+        self.started = time.monotonic()
 
     def turn(self) -> bool:
-        """One turn: take in replies, send what is due. False when no campaign is open."""
+        """One turn: take in replies, send what is due. False when no campaign is open and every node that is there has been greeted."""
         online = {str(n) for n in self.grid.get_node_ids()}
         self._collect({s.name for s in self.store.sites() if s.node_id in online})
         campaigns = [c for c in self.store.campaigns() if c.state in ("open", "scoring")]
@@ -128,12 +130,18 @@ class Conductor:
                 self._speak(site, [Campaign.model_validate(c.offer) for c in campaigns])
         for row in campaigns:
             self._close(Campaign.model_validate(row.offer), row.state)
-        return bool(campaigns)
+        greeted = all(s.node_id not in online or self._greeted(s.name) for s in self.store.sites())
+        return bool(campaigns) or (not greeted and time.monotonic() - self.started < ROLL_CALL_SECONDS)
+
+    def _greeted(self, site: str) -> bool:
+        return self.memory.setdefault(site, Memory()).hello_at > self.started
 
     def _speak(self, site: SiteRow, campaigns: list[Campaign]) -> None:
         memory = self.memory.setdefault(site.name, Memory())
         if time.monotonic() < memory.not_before:
             return
+        if not campaigns and not self._greeted(site.name):
+            self._send(site, None, Hello(), memory)
         for campaign in campaigns:
             request = next_request(self._view(site, campaign, memory), chunk_bytes=self.settings.chunk_bytes)
             if request is not None:
@@ -178,12 +186,12 @@ class Conductor:
                 )
         return due
 
-    def _send(self, site: SiteRow, campaign: Campaign, request: Payload, memory: Memory) -> None:
+    def _send(self, site: SiteRow, campaign: Campaign | None, request: Payload, memory: Memory) -> None:
         data = b""
-        if isinstance(request, FoundationChunk):
+        if campaign is not None and isinstance(request, FoundationChunk):
             packed = packed_foundation(self.settings, campaign)
             data = packed[request.offset : request.offset + self.settings.chunk_bytes]
-        if isinstance(request, ScoreRequest) and request.model_id in memory.with_weights:
+        if campaign is not None and isinstance(request, ScoreRequest) and request.model_id in memory.with_weights:
             model = next(m for m in self.store.models(campaign.campaign_id) if m.model_id == request.model_id)
             data = (self.settings.data / model.weights).read_bytes()
         if not isinstance(request, Hello):
@@ -193,7 +201,7 @@ class Conductor:
             records["data"] = ArrayRecord({"bytes": Array(np.frombuffer(data, dtype=np.uint8))})
         message = Message(records, dst_node_id=int(site.node_id or 0), message_type="query", ttl=LOST_SECONDS)
         (message_id,) = self.grid.push_messages([message])
-        self.sent[message_id] = Sent(site.name, campaign.campaign_id, request, time.monotonic())
+        self.sent[message_id] = Sent(site.name, campaign.campaign_id if campaign else "", request, time.monotonic())
 
     def _collect(self, online: set[str]) -> None:
         """Take in what has arrived; give up what was lost. Repeating a message is harmless, so giving up early is too."""

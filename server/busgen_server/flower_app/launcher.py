@@ -1,4 +1,4 @@
-"""Starts a Flower run whenever a campaign is open and no conductor is at work; and the few words we say to Flower's CLI."""
+"""Starts a Flower run whenever a campaign is open (or the roll is to be called) and no conductor is at work; and the few words we say to Flower's CLI."""
 
 import json
 import logging
@@ -20,6 +20,7 @@ from busgen_server.store import HubStore
 
 log = logging.getLogger("busgen.launcher")
 CHECK_SECONDS = 2.0
+ROLL_CALL_EVERY_SECONDS = 600.0  # how long a node may be away before the dashboard knows, with no campaign open
 START_SECONDS = 60.0  # a run that has no conductor after so long is given up
 
 
@@ -69,11 +70,14 @@ def register_node(settings: HubSettings, config: Path, key_file: Path) -> str:
 
 
 def run_forever(config: Path) -> None:
-    """Launch runs until the process ends."""
+    """Launch runs until the process ends: while a campaign is open, and every ten minutes to call the roll."""
     settings = load_settings(config)
     store = HubStore(open_store(settings.data))
+    last_start = time.monotonic()
     while True:
-        if any(c.state in ("open", "scoring") for c in store.campaigns()) and _nobody_conducts(settings):
+        due = any(c.state in ("open", "scoring") for c in store.campaigns()) or time.monotonic() - last_start > ROLL_CALL_EVERY_SECONDS
+        if due and _nobody_conducts(settings):
+            last_start = time.monotonic()
             try:
                 flwr(settings, config, "run", str(bundle_folder()), "hub")
                 log.info("run.started")
@@ -99,7 +103,7 @@ def _wait_for_conductor(settings: HubSettings) -> None:
 
 def main() -> None:
     """``python -m busgen_server.flower_app.launcher``; the configuration's path is in the environment."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", force=True)
     run_forever(Path(os.environ[CONFIG_VARIABLE]))
 
 

@@ -106,7 +106,7 @@ def test_silent_and_troubled_nodes_stand_out(client: Client, busy: HubStore) -> 
     busy.record_hello("7", hello.model_copy(update={"worker_alive": False}))
     assert status() == "worker down"
     with busy._write.begin() as session:
-        session.execute(update(SiteRow).values(last_seen=now() - timedelta(minutes=10)))
+        session.execute(update(SiteRow).values(last_seen=now() - timedelta(minutes=20)))
     assert status() == "silent"
 
 

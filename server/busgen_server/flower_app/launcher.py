@@ -1,4 +1,4 @@
-"""Starts a Flower run whenever a campaign is open (or the roll is to be called) and no conductor is at work; and the few words we say to Flower's CLI."""
+"""Starts a Flower run when a campaign is open, or the roll is to be called, and no conductor is at work; and what we say to Flower's CLI."""
 
 import json
 import logging

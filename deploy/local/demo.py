@@ -66,7 +66,7 @@ PHANTOM_PATIENTS = 160
 PHANTOM_SITES = {"alpha": 100, "beta": 100, "gamma": 100}
 REAL_SITES = {"cairo": 350, "rio": 300, "warsaw": 150}  # public, round statements of the cohorts
 PHANTOM_SCALE = Scale(steps=30, draws=2, images=120, normal=60)
-REAL_SCALE = Scale(steps=40, draws=2, images=300, normal=100)
+REAL_SCALE = Scale(steps=20, draws=2, images=300, normal=100)
 
 
 def main() -> int:

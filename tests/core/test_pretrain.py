@@ -96,5 +96,5 @@ def test_an_unknown_label_is_not_repeated_in_the_error() -> None:
     from busgen_core.labels import parse_pathology
 
     with pytest.raises(LabelError) as caught:
-        parse_pathology("Jane Roe")
-    assert "Roe" not in str(caught.value)
+        parse_pathology("free text 4711")
+    assert "4711" not in str(caught.value)

@@ -16,7 +16,7 @@ from busgen_client.intake.findings import IntakeResult
 from busgen_client.jobs import JobStore
 from busgen_client.keys import create_keys, flower_key_file, join_request
 from busgen_client.protocol import decide, job_folder
-from busgen_client.settings import NodeSettings, load_settings
+from busgen_client.settings import CONFIG_VARIABLE, NodeSettings, load_settings
 from busgen_core.console import print_rows, run_command
 from busgen_core.errors import ConfigError, InputError, StateError
 from busgen_core.supervise import Program, environment, supervise
@@ -31,7 +31,7 @@ ledger_app = typer.Typer(no_args_is_help=True, help="Privacy spent.")
 for name, sub in {"intake": intake_app, "jobs": jobs_app, "review": review_app, "ledger": ledger_app}.items():
     app.add_typer(sub, name=name)
 
-Config = Annotated[Path, typer.Option("--config", "-c", envvar="BUSGEN_NODE_CONFIG", help="The node's settings, node.toml.")]
+Config = Annotated[Path, typer.Option("--config", "-c", envvar=CONFIG_VARIABLE, help="The node's settings, node.toml.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 PassphraseFile = Annotated[Path, typer.Option(help="File that holds the officer's passphrase; its last line break is not part of it.")]
 NODE_TOML = Path("node.toml")
@@ -92,7 +92,7 @@ def start(config: Config = NODE_TOML) -> None:
     if not settings.hub.bundle_sha256:
         raise ConfigError("no bundle is pinned: hub.bundle_sha256 is empty, so nothing could run")
     logs = settings.data / "logs"
-    env = environment({"BUSGEN_NODE_CONFIG": str(config.absolute()), "FLWR_HOME": str((settings.data / "flower").absolute())})
+    env = environment({CONFIG_VARIABLE: str(config.absolute()), "FLWR_HOME": str((settings.data / "flower").absolute())})
     if settings.adapt.threads:
         env |= {"OMP_NUM_THREADS": str(settings.adapt.threads), "MKL_NUM_THREADS": str(settings.adapt.threads)}
     supervise(

@@ -9,6 +9,8 @@ from busgen_core.settings import TomlSettings, read_settings
 from busgen_core.wire import Name
 from busgen_privacy.policy import Policy
 
+CONFIG_VARIABLE = "BUSGEN_NODE_CONFIG"  # path of node.toml, for the processes of 'busgen-node start'
+
 
 class HubSettings(BaseModel):
     """How to reach the hub.

@@ -21,7 +21,7 @@ from busgen_client.database import open_store
 from busgen_client.jobs import JobRow, JobStore, ScoreRow
 from busgen_client.protocol import foundation_part, job_folder, model_file
 from busgen_client.release import build_unsigned
-from busgen_client.settings import NodeSettings, load_settings
+from busgen_client.settings import CONFIG_VARIABLE, NodeSettings, load_settings
 from busgen_core.downstream import Classifier
 from busgen_core.errors import BudgetExceededError, BusgenError, GateRefusedError, UnavailableError
 from busgen_core.files import write_whole
@@ -323,7 +323,7 @@ def released_images(folder: Path) -> list[SyntheticImage]:
 def main() -> None:
     """``python -m busgen_client.worker``; the configuration's path is in the environment."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", force=True)
-    Worker(load_settings(Path(os.environ["BUSGEN_NODE_CONFIG"]))).run_forever()
+    Worker(load_settings(Path(os.environ[CONFIG_VARIABLE]))).run_forever()
 
 
 if __name__ == "__main__":

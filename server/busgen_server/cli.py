@@ -20,7 +20,7 @@ from busgen_core.supervise import Program, supervise
 from busgen_core.transfer import folder_files, pack
 from busgen_core.wire import FOUNDATION_FILES, Campaign, Name
 from busgen_server.database import open_store
-from busgen_server.settings import HubSettings, load_settings
+from busgen_server.settings import CONFIG_VARIABLE, HubSettings, load_settings
 from busgen_server.store import HubStore
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="The consortium's hub.")
@@ -30,7 +30,7 @@ catalogue_app = typer.Typer(no_args_is_help=True, help="Releases.")
 for name, sub in {"site": site_app, "campaign": campaign_app, "catalogue": catalogue_app}.items():
     app.add_typer(sub, name=name)
 
-Config = Annotated[Path, typer.Option("--config", "-c", envvar="BUSGEN_HUB_CONFIG", help="The hub's settings, hub.toml.")]
+Config = Annotated[Path, typer.Option("--config", "-c", envvar=CONFIG_VARIABLE, help="The hub's settings, hub.toml.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 HUB_TOML = Path("hub.toml")
 

@@ -20,9 +20,8 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from busgen_server.pki import KeyPair, issue_server_certificate
-from busgen_server.settings import HubSettings, load_settings
+from busgen_server.settings import CONFIG_VARIABLE, HubSettings, load_settings
 
-CONFIG_VARIABLE = "BUSGEN_HUB_CONFIG"
 FLEET = re.compile(rb"/v1/fleet/[a-z]+(?:-[a-z]+)*")
 BODY_LIMIT = 64 * 2**20  # bytes of one request; Flower sends arrays in pieces of 5 MiB
 CONNECTIONS = 2000

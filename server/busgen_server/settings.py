@@ -10,6 +10,7 @@ from busgen_core.settings import TomlSettings, read_settings
 
 Port = Annotated[int, Field(ge=1024, le=65535)]
 MEBIBYTE = 2**20
+CONFIG_VARIABLE = "BUSGEN_HUB_CONFIG"  # path of hub.toml, for the processes of 'busgen-hub start'
 
 
 class HubSettings(TomlSettings):

@@ -17,12 +17,11 @@ from busgen_core.repository import SyntheticImage, arrays, read_parquet
 from busgen_core.scores import auc_from_counts, operating_point, quantile_edges
 from busgen_core.wire import BinnedCounts
 from busgen_server.database import ModelRow, ReleaseRow, ResultRow, open_store
-from busgen_server.settings import HubSettings, load_settings
+from busgen_server.settings import CONFIG_VARIABLE, HubSettings, load_settings
 from busgen_server.store import POOL, HubStore
 from busgen_server.tracking import track_model
 
 log = logging.getLogger("busgen.trainer")
-CONFIG_VARIABLE = "BUSGEN_HUB_CONFIG"
 CHECK_SECONDS = 2.0
 EPOCHS = 20
 SCORE_BINS = 8

@@ -8,11 +8,9 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordD
 from flwr.clientapp import ClientApp
 
 from busgen_client.protocol import NodeProtocol
-from busgen_client.settings import load_settings
+from busgen_client.settings import CONFIG_VARIABLE, load_settings
 from busgen_core.errors import BusgenError
 from busgen_core.wire import ErrorReply, Payload
-
-CONFIG_VARIABLE = "BUSGEN_NODE_CONFIG"  # path of node.toml, set by 'busgen-node start'
 
 app = ClientApp()
 

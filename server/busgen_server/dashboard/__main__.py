@@ -6,9 +6,7 @@ from pathlib import Path
 import uvicorn
 
 from busgen_server.dashboard.app import create_app
-from busgen_server.settings import load_settings
-
-CONFIG_VARIABLE = "BUSGEN_HUB_CONFIG"
+from busgen_server.settings import CONFIG_VARIABLE, load_settings
 
 
 def main() -> None:

@@ -42,10 +42,9 @@ from busgen_core.wire import (
 from busgen_server.catalogue import admit, rejected_id
 from busgen_server.database import SiteRow, open_store
 from busgen_server.round import JobView, Judged, SiteView, next_request, settled
-from busgen_server.settings import HubSettings, load_settings
+from busgen_server.settings import CONFIG_VARIABLE, HubSettings, load_settings
 from busgen_server.store import HubStore
 
-CONFIG_VARIABLE = "BUSGEN_HUB_CONFIG"  # path of hub.toml, set by 'busgen-hub start'
 HELLO_SECONDS = 60.0
 ROLL_CALL_SECONDS = 90.0  # a run without campaigns greets every node that is there, and ends after so long at the latest
 LOST_SECONDS = 150.0  # a message without reply for so long is sent anew

@@ -14,8 +14,8 @@ from busgen_core.digests import sha256_bytes
 from busgen_core.errors import UnavailableError
 from busgen_core.supervise import environment
 from busgen_server.database import open_store
-from busgen_server.flower_app.conductor import CONFIG_VARIABLE, hold_lock
-from busgen_server.settings import HubSettings, load_settings
+from busgen_server.flower_app.conductor import hold_lock
+from busgen_server.settings import CONFIG_VARIABLE, HubSettings, load_settings
 from busgen_server.store import HubStore
 
 log = logging.getLogger("busgen.launcher")

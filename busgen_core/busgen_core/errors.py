@@ -22,6 +22,7 @@ BusgenError
 ├── StateError                  a job or campaign is not in the state that this needs
 ├── TransferError               bytes that arrived are not the bytes that were sent
 ├── UntrustedBundleError        a Flower bundle whose digest is not pinned
+├── StorageFullError            no room on the disk; what was written before is whole
 └── UnavailableError            a process, file or peer that is needed is not there
 """
 
@@ -166,6 +167,12 @@ class UntrustedBundleError(BusgenError):
     """A Flower bundle whose digest the hospital has not pinned."""
 
     code = "bundle-untrusted"
+
+
+class StorageFullError(BusgenError):
+    """The disk has no room for a file; what was written before is whole, and the work goes on from there."""
+
+    code = "storage-full"
 
 
 class UnavailableError(BusgenError):

@@ -1,40 +1,130 @@
 """The command ``busgen-core``. Exit status: 0 done, 1 refused or invalid, 2 wrong usage."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from busgen_core.console import run_command
+from busgen_core.labels import Birads, Pathology
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+SHIPPED = Path(__file__).parent / "foundations" / "cpu-64"
+
+Out = Annotated[Path, typer.Argument(help="Folder to write.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Size = Annotated[int, typer.Option(help="Rows and columns of the images, px.")]
 
 
 @app.callback()
 def core() -> None:
-    """Generator, release format and signatures."""
+    """Phantoms, shards, foundations and samples."""
+
+
+@app.command("phantoms")
+def phantoms_command(out: Out, count: Annotated[int, typer.Option(help="Images, the three classes in turn.")] = 9000, size: Size = 64, seed: Seed = 1) -> None:
+    """Simulate phantoms into shards.
+
+    Exit status: 0 done, 1 refused or invalid, 2 wrong usage.
+    """
+    from busgen_core.corpus import pack_phantoms
+
+    typer.echo(f"{pack_phantoms(out, count=count, size=size, seed=seed)} phantoms")
+
+
+@app.command("shards")
+def shards_command(
+    folder: Annotated[Path, typer.Argument(help="Folder with images.csv (columns file, mask_file, pathology; birads and device if known).")],
+    out: Out,
+    about: Annotated[str, typer.Option(help="Where the images come from and under which licence; model cards repeat it.")],
+    size: Size = 64,
+    views: Annotated[int, typer.Option(help="Each frame whole, and so many less one random views of it.")] = 4,
+    seed: Seed = 1,
+) -> None:
+    """Pack public images into shards.
+
+    Exit status: 0 done, 1 refused or invalid, 2 wrong usage.
+    """
+    from busgen_core.corpus import pack_public
+
+    typer.echo(f"{pack_public(folder, out, size=size, views=views, seed=seed, about=about)} images")
 
 
 @app.command("pretrain")
 def pretrain_command(
-    out: Annotated[Path, typer.Argument(help="Folder of the foundation; its run state lies beside it.")],
-    steps: Annotated[int, typer.Option(help="Training steps.")] = 12_000,
-    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 1,
-    public: Annotated[Path | None, typer.Option(help="Folder of public images with images.csv; phantoms alone without it.")] = None,
-    phantoms: Annotated[int, typer.Option(help="Distinct phantom frames.")] = 6000,
-    batch: Annotated[int, typer.Option(help="Images a step.")] = 32,
-    minutes: Annotated[float | None, typer.Option(help="Stop after this wall time and write what there is.")] = None,
+    out: Annotated[Path, typer.Argument(help="Folder of the foundation; its run state lies beside it in OUT.run.")],
+    source: Annotated[list[str], typer.Option(help="FOLDER=SHARE of shards, for example public=0.85; may be given again. The first fits the boxes.")],
+    steps: Annotated[int, typer.Option(help="Training steps.")],
+    preset: Annotated[str, typer.Option(help="cpu-64 or gpu-160.")] = "cpu-64",
+    seed: Seed = 1,
+    batch: Annotated[int, typer.Option(help="Images a step, over all processes.")] = 16,
+    device: Annotated[list[str] | None, typer.Option(help="A device that can be asked for later; may be given again.")] = None,
+    stop_after: Annotated[int | None, typer.Option(help="Stop after this step and write what there is; started again, it goes on.")] = None,
+    track: Annotated[str | None, typer.Option(help="MLflow tracking address, for example sqlite:///mlflow.sqlite.")] = None,
 ) -> None:
-    """Pretrain a foundation; started again, it goes on where it was.
+    """Pretrain a foundation; started again, it goes on where it was. Several GPUs: accelerate launch -m busgen_core.cli pretrain ….
 
     Exit status: 0 done, 1 refused or invalid, 2 wrong usage.
     """
-    from busgen_core.pretrain import PretrainPlan, pretrain
+    from busgen_core.generator import PRESETS
+    from busgen_core.pretrain import pretrain
+    from busgen_core.tracking import track as begin_run
+    from busgen_core.training import TrainingPlan
 
-    plan = PretrainPlan(seed=seed, steps=steps, phantoms=phantoms, batch=batch)
-    typer.echo(f"foundation {pretrain(plan, public=public, out=out, minutes=minutes)}")
+    if preset not in PRESETS:
+        raise typer.BadParameter(f"{preset} is none of {list(PRESETS)}", param_hint="--preset")
+    folders, shares = zip(*(_source(text) for text in source), strict=True)
+    plan = TrainingPlan(seed=seed, steps=steps, shares=shares, batch=batch, shape=PRESETS[preset], devices=tuple(device or ()))
+    log = begin_run(track, experiment="pretrain", run=out.name, parameters=asdict(plan)) if track else None
+    typer.echo(f"foundation {pretrain(plan, folders, out, name=preset, log=log, stop_after=stop_after)}")
+
+
+def _source(text: str) -> tuple[Path, float]:
+    folder, _, share = text.rpartition("=")
+    try:
+        return Path(folder), float(share)
+    except ValueError:
+        raise typer.BadParameter(f"{text} is not FOLDER=SHARE", param_hint="--source") from None
+
+
+@app.command("sample")
+def sample_command(
+    out: Out,
+    count: Annotated[list[str], typer.Option(help="LABEL=NUMBER, for example benign=2000; may be given again.")],
+    foundation: Annotated[Path, typer.Option(help="Folder of the foundation; the shipped one without it.")] = SHIPPED,
+    seed: Seed = 1,
+    birads: Annotated[Birads | None, typer.Option(help="Asked of lesion images.")] = None,
+    device: Annotated[str | None, typer.Option(help="Asked of every image: a name from the foundation's card.")] = None,
+    evaluations: Annotated[int | None, typer.Option(help="Denoising steps of an image; the measured default without it.")] = None,
+    guidance: Annotated[float, typer.Option(help="Classifier-free guidance w; 0 is none.")] = 0.0,
+) -> None:
+    """Sample labelled images into Parquet shards; started again, it goes on where it was.
+
+    Exit status: 0 done, 1 refused or invalid, 2 wrong usage.
+    """
+    from busgen_core.foundation import load_foundation
+    from busgen_core.sampling import EVALUATIONS, SamplePlan, sample_folder
+
+    counts = dict(_count(text) for text in count)
+    evaluations = evaluations or EVALUATIONS
+    plan = SamplePlan(seed=seed, counts=counts, birads=birads, device=device, evaluations=evaluations, guidance=guidance)
+    typer.echo(f"{sample_folder(load_foundation(foundation), plan, out)} images")
+
+
+def _count(text: str) -> tuple[Pathology, int]:
+    from busgen_core.labels import parse_pathology
+
+    label, _, number = text.rpartition("=")
+    if not number.isdigit():
+        raise typer.BadParameter(f"{text} is not LABEL=NUMBER", param_hint="--count")
+    return parse_pathology(label), int(number)
 
 
 def main() -> None:
     """Entry point of ``busgen-core``."""
     run_command("busgen-core", app)
+
+
+if __name__ == "__main__":
+    main()

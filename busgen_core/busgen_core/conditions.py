@@ -5,7 +5,7 @@ mask, each -1 everywhere where it is not given. "Normal" is a pathology like the
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -39,6 +39,10 @@ class Condition:
     device: str | None = None
     box: Box | None = None
     mask: NDArray[np.bool_] | None = None
+
+    def without_device(self) -> "Condition":
+        """The same, with the device not given."""
+        return replace(self, device=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,15 +117,20 @@ def _mask_plane(mask: NDArray[np.bool_] | None, side: int) -> Tensor:
     return plane
 
 
-def drop(encoded: Encoded, *, sizes: Sequence[int], rate: float, draws: torch.Generator) -> Encoded:
-    """Replace each label and each plane by its null, each on its own with chance ``rate``, and all together with chance ``rate``.
+def drop(encoded: Encoded, *, sizes: Sequence[int], rates: Sequence[float], all_rate: float, draws: torch.Generator, rows: Tensor, batch: int) -> Encoded:
+    """Replace each label and each plane by its null, each on its own with its chance, and all together with ``all_rate``.
+
+    Args:
+        encoded: Rows ``rows``, int64 [n], of a batch of ``batch`` images.
+        sizes: Rows of the label tables.
+        rates: Chances of pathology, BI-RADS, device, box, mask.
+        all_rate: Chance that every one is dropped.
+        draws: Randomness; drawn for the whole batch, so that it does not matter who holds which rows.
 
     Source: J. Ho, T. Salimans 2022, arXiv:2207.12598, section 3.2 (joint training with the null), here for each condition.
     """
-    count = len(encoded)
-    lost = torch.rand(count, len(LABELS) + REGION_PLANES, generator=draws) < rate
-    lost |= torch.rand(count, 1, generator=draws) < rate
-    nulls = torch.tensor(sizes) - 1
-    labels = torch.where(lost[:, : len(LABELS)], nulls, encoded.labels)
+    lost = (torch.rand(batch, len(LABELS) + REGION_PLANES, generator=draws) < torch.tensor(rates))[rows]
+    lost |= (torch.rand(batch, 1, generator=draws) < all_rate)[rows]
+    labels = torch.where(lost[:, : len(LABELS)], torch.tensor(sizes) - 1, encoded.labels)
     planes = encoded.planes.masked_fill(lost[:, len(LABELS) :, None, None], -1.0)
     return Encoded(labels, planes)

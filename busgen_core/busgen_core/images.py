@@ -32,6 +32,24 @@ def decode_gray(data: bytes, *, size: int = 64) -> NDArray[np.uint8]:
     return resize_gray(gray, size=size)
 
 
+def decode_exact(data: bytes, *, size: int) -> NDArray[np.uint8]:
+    """Decode an image file that must already be gray and of its size.
+
+    Returns:
+        uint8 [size, size].
+
+    Raises:
+        CorruptImageError: not an image, or of another size.
+    """
+    try:
+        with PillowImage.open(io.BytesIO(data)) as picture:
+            if picture.size != (size, size):
+                raise CorruptImageError(f"image is {picture.height} x {picture.width} px, not {size} x {size}")
+            return np.asarray(picture.convert("L"))
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, PillowImage.DecompressionBombError) as error:
+        raise CorruptImageError(f"image does not decode ({type(error).__name__}); write it again") from None
+
+
 def resize_gray(gray: NDArray[np.uint8], *, size: int) -> NDArray[np.uint8]:
     """Resize a gray frame to [size, size]; a constant frame is refused.
 

@@ -21,6 +21,8 @@ FOUNDATION_FILES = (  # what a foundation folder consists of, and what is sent o
     "model_index.json",
     "unet/config.json",
     "unet/diffusion_pytorch_model.safetensors",
+    "labels/config.json",
+    "labels/diffusion_pytorch_model.safetensors",
     "scheduler/scheduler_config.json",
     "boxes.json",
     "README.md",

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import UNet2DModel
 from sqlalchemy.exc import OperationalError
 
 from busgen_client.cohort import CohortStore, Role
@@ -26,12 +25,13 @@ from busgen_core.downstream import Classifier
 from busgen_core.errors import BudgetExceededError, BusgenError, GateRefusedError, UnavailableError
 from busgen_core.files import write_whole
 from busgen_core.foundation import Foundation, load_foundation, unpack_foundation
-from busgen_core.generator import Conditions, sample
+from busgen_core.conditions import Condition
+from busgen_core.generator import Generator
 from busgen_core.images import encode_png
 from busgen_core.labels import Pathology
 from busgen_core.repository import SyntheticImage, arrays, read_parquet, write_parquet
 from busgen_core.scores import noised, patient_counts
-from busgen_core.tensors import to_bytes
+from busgen_core.sampling import Request, draw
 from busgen_core.transfer import unpack
 from busgen_core.wire import Campaign, JobState, ScoreRequest
 from busgen_privacy.audit import Audit, run_audit, travelling
@@ -303,15 +303,16 @@ def job_seed(folder: Path) -> int:
     return int(json.loads(file.read_text())["seed"])
 
 
-def draw_images(foundation: Foundation, network: UNet2DModel, labels: list[Pathology], indices: list[int], *, seed: int) -> list[SyntheticImage]:
+def draw_images(foundation: Foundation, network: Generator, labels: list[Pathology], indices: list[int], *, seed: int) -> list[SyntheticImage]:
     """Draw the images with these indices; image i depends on (seed, i) and its label alone."""
-    boxes = [foundation.boxes.draw(p, np.random.default_rng((seed, i))) for p, i in zip(labels, indices, strict=True)]
-    conditions = Conditions(classes=torch.tensor([p.class_index for p in labels]), boxes=boxes)
-    seeds = [int(np.random.default_rng((seed, i, 1)).integers(2**62)) for i in indices]
-    pixels = to_bytes(sample(network, foundation.scheduler, conditions, seeds=seeds))
+    wanted = []
+    for label, number in zip(labels, indices, strict=True):
+        box = foundation.boxes.draw(label, np.random.default_rng((seed, number)))
+        own_seed = int(np.random.default_rng((seed, number, 1)).integers(2**62))
+        wanted.append(Request(own_seed, Condition(pathology=label, box=box)))
     return [
-        SyntheticImage(sample_id=f"{i:08d}", png=encode_png(picture), pathology=label, box=box)
-        for i, picture, label, box in zip(indices, pixels, labels, boxes, strict=True)
+        SyntheticImage(sample_id=f"{number:08d}", png=encode_png(drawn.image), pathology=label, box=drawn.condition.box)
+        for number, label, drawn in zip(indices, labels, draw(foundation, wanted, network=network), strict=True)
     ]
 
 

@@ -16,10 +16,10 @@ from tqdm import tqdm
 
 from busgen_core.downstream import train_classifier
 from busgen_core.foundation import Foundation, load_foundation
-from busgen_core.generator import Conditions, sample
 from busgen_core.labels import Pathology
+from busgen_core.sampling import SamplePlan, requests
+from busgen_core.sampling import draw as sampled
 from busgen_core.scores import auc_from_counts, patient_counts, quantile_edges
-from busgen_core.tensors import to_bytes
 from busgen_core.wire import BinnedCounts
 from busgen_privacy.cohort import Cohort
 from busgen_server.trainer import EPOCHS
@@ -76,14 +76,9 @@ def lesions_only(cohort: Cohort) -> Cohort:
 
 def draw(foundation: Foundation, count: int, *, seed: int = 0) -> tuple[NDArray[np.uint8], list[Pathology]]:
     """``count`` images of each lesion label from a generator as it is: uint8 [2 count, 64, 64]."""
-    labels = [p for p in LESIONS for _ in range(count)]
-    rng = np.random.default_rng(seed)
-    pieces = []
-    for start in range(0, len(labels), 48):
-        part = labels[start : start + 48]
-        conditions = Conditions(classes=torch.tensor([p.class_index for p in part]), boxes=[foundation.boxes.draw(p, rng) for p in part])
-        pieces.append(to_bytes(sample(foundation.network, foundation.scheduler, conditions, seeds=[seed + start + i for i in range(len(part))])))
-    return np.concatenate(pieces), labels
+    plan = SamplePlan(seed=seed, counts=dict.fromkeys(LESIONS, count))
+    drawn = sampled(foundation, requests(plan, foundation))
+    return np.stack([d.image for d in drawn]), plan.pathologies
 
 
 def _predictions(images: NDArray[np.uint8], labels: list[Pathology], holdouts: Mapping[str, Cohort]) -> dict[str, NDArray[np.float64]]:

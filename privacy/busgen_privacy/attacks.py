@@ -10,16 +10,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from diffusers import DDPMScheduler, UNet2DModel
+from diffusers import EDMDPMSolverMultistepScheduler
 from numpy.typing import NDArray
 
 from busgen_core.errors import InputError
-from busgen_core.generator import FOLD, PATCH_CHANNELS, denoising_loss
-from busgen_core.tensors import box_channel, to_unit
+from busgen_core.generator import Generator
 from busgen_privacy.cohort import Cohort
+from busgen_privacy.denoising import patient_losses, sigmas_at
 
 Scores = NDArray[np.float64]
-LOWEST_TIME, HIGHEST_TIME = 50, 900  # the diffusion times that adaptation trains
 MOST_IMAGES = 8  # images of a patient that are attacked
 MOST_REAL = 3000  # real images from which the copy threshold is calibrated
 CLOSEST_SHARE, MARGIN, SMALLEST = 1e-3, 0.5, 0.02  # see copy_threshold
@@ -35,9 +34,9 @@ class MemberScores:
 
 
 def loss_attack(
-    adapted: UNet2DModel,
-    reference: UNet2DModel,
-    scheduler: DDPMScheduler,
+    adapted: Generator,
+    reference: Generator,
+    scheduler: EDMDPMSolverMultistepScheduler,
     members: Cohort,
     holdout: Cohort,
     *,
@@ -47,7 +46,7 @@ def loss_attack(
 ) -> MemberScores:
     """How much better the adapted network denoises a patient than the un-adapted one: loss before - loss after.
 
-    Both networks see the same noise at the same diffusion times; times are stratified over those that adaptation trains. The
+    Both networks see the same noise at the same levels; levels are stratified over those that adaptation trains. The
     difference removes how hard an image is as such (Watson et al. 2022, arXiv:2111.08440, difficulty calibration).
 
     Args:
@@ -73,19 +72,14 @@ def loss_attack(
 
 @torch.no_grad()
 def _improvement(
-    adapted: UNet2DModel, reference: UNet2DModel, scheduler: DDPMScheduler, cohort: Cohort, rows: list[int], *, draws: int, key: str
+    adapted: Generator, reference: Generator, scheduler: EDMDPMSolverMultistepScheduler, cohort: Cohort, rows: list[int], *, draws: int, key: str
 ) -> float:
     rng = np.random.default_rng(int.from_bytes(hashlib.sha256(key.encode()).digest()[:16], "big"))
     repeated = [row for row in rows for _ in range(draws)]
-    side = cohort.images.shape[1] // FOLD
-    strata = (np.tile(np.arange(draws), len(rows)) + rng.random(len(repeated))) / draws
-    times = torch.from_numpy((LOWEST_TIME + strata * (HIGHEST_TIME - LOWEST_TIME)).astype(np.int64))
-    noise = torch.from_numpy(rng.standard_normal((len(repeated), PATCH_CHANNELS, side, side), dtype=np.float32))
-    classes = torch.tensor([cohort.classes[row].class_index for row in repeated])
-    planes = box_channel([cohort.boxes[row] for row in repeated], size=side)
-    device = next(adapted.parameters()).device
-    inputs = [tensor.to(device) for tensor in (to_unit(cohort.images[repeated]), classes, planes, noise, times)]
-    before, after = (denoising_loss(network.to(device), scheduler, *inputs) for network in (reference, adapted))
+    sigmas = sigmas_at((np.tile(np.arange(draws), len(rows)) + rng.random(len(repeated))) / draws)
+    noise = torch.from_numpy(rng.standard_normal((len(repeated), adapted.fold**2, adapted.side, adapted.side), dtype=np.float32))
+    networks = [reference.to(next(adapted.parameters()).device), adapted]
+    before, after = patient_losses(networks, scheduler, cohort, repeated, noise=noise, sigmas=sigmas)
     return float((before - after).double().mean())
 
 

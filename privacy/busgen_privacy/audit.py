@@ -14,7 +14,7 @@ from busgen_privacy.policy import Policy
 from busgen_privacy.statistics import Scores, auc, auc_deviation, auc_interval, ceiling_auc
 
 if TYPE_CHECKING:  # torch costs seconds, and the gate reads audits without it
-    from diffusers import UNet2DModel
+    from busgen_core.generator import Generator
 
     from busgen_core.foundation import Foundation
     from busgen_privacy.dp.noise import NoiseSource
@@ -135,7 +135,7 @@ class TravellingAudit(_Finding):
 def run_audit(
     *,
     foundation: "Foundation",
-    adapted: "UNet2DModel",
+    adapted: "Generator",
     released: NDArray[np.uint8],
     members: Cohort,
     holdout: Cohort,

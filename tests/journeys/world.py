@@ -10,8 +10,10 @@ from busgen_client.database import open_store as open_node
 from busgen_client.intake.dicom import intake_dicom
 from busgen_client.intake.phantom_dicom import write_phantom_study
 from busgen_client.jobs import JobRow, JobStore
+from busgen_core.corpus import pack_phantoms
 from busgen_core.generator import Shape
-from busgen_core.pretrain import PretrainPlan, pretrain
+from busgen_core.pretrain import pretrain
+from busgen_core.training import TrainingPlan
 from busgen_server.database import open_store as open_hub
 from busgen_server.store import HubStore
 from deploy.local.consortium import Consortium, Site, run, wait_for
@@ -22,7 +24,9 @@ SHAPE = Shape(channels=(16, 32), groups=8, heads=16)
 
 def tiny_foundation(folder: Path) -> Path:
     """A foundation of the shipped frame size that trains in seconds."""
-    pretrain(PretrainPlan(seed=1, steps=30, batch=8, phantoms=60, warmup=5, shape=SHAPE), public=None, out=folder)
+    shards = folder.with_name("phantoms")
+    pack_phantoms(shards, count=60, size=SHAPE.image_px, seed=1)
+    pretrain(TrainingPlan(seed=1, steps=30, shares=(1.0,), batch=8, warmup=5, shape=SHAPE), [shards], folder, name="tiny")
     return folder
 
 

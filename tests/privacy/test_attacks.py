@@ -2,16 +2,14 @@
 
 from dataclasses import replace
 from itertools import product
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from diffusers import UNet2DModel
 from torch import Tensor
 
 from busgen_core.errors import InputError
-from busgen_core.generator import build_scheduler, fold
+from busgen_core.generator import SIGMA_DATA, Generator, fold
 from busgen_core.tensors import to_unit
 from busgen_privacy.attacks import MemberScores, copy_threshold, loss_attack, near_copies, normalised
 from busgen_privacy.cohort import Cohort
@@ -27,25 +25,26 @@ def quiet(done: int, total: int) -> None:
     """No progress shown."""
 
 
-def attack(adapted: UNet2DModel, members: Cohort = MEMBERS, holdout: Cohort = HOLDOUT) -> MemberScores:
+def attack(adapted: Generator, members: Cohort = MEMBERS, holdout: Cohort = HOLDOUT) -> MemberScores:
     foundation = small_foundation()
     return loss_attack(adapted, foundation.network, foundation.scheduler, members, holdout, draws=8, seed=1, progress=quiet)
 
 
-class Memoriser(torch.nn.Module):
+class Memoriser(Generator):
     """The worst that adaptation can do: the denoiser that is optimal when the members' images are all that exists."""
 
     def __init__(self, people: Cohort) -> None:
-        super().__init__()
-        self.known = torch.nn.Parameter(fold(to_unit(people.images)).flatten(1))
-        self.levels = build_scheduler().alphas_cumprod
+        plain = small_foundation().network
+        super().__init__(plain.unet, plain.labels)
+        self.known = torch.nn.Parameter(fold(to_unit(people.images), self.fold).flatten(1))
 
-    def forward(self, inputs: Tensor, steps: Tensor, class_labels: Tensor) -> SimpleNamespace:
-        noisy, level = inputs[:, :4].flatten(1), self.levels[steps][:, None]
-        weight = (-torch.cdist(noisy / level.sqrt(), self.known).square() * level / (2 * (1 - level))).softmax(1)
-        clean = weight @ self.known
-        noise = (noisy - level.sqrt() * clean) / (1 - level).sqrt()
-        return SimpleNamespace(sample=(level.sqrt() * noise - (1 - level).sqrt() * clean).reshape(inputs[:, :4].shape))
+    def forward(self, scaled: Tensor, c_noise: Tensor, labels: Tensor, planes: Tensor) -> Tensor:
+        sigma = (4 * c_noise).exp()[:, None]
+        total = (sigma**2 + SIGMA_DATA**2).sqrt()
+        noisy = scaled.flatten(1) * total
+        weight = (-torch.cdist(noisy, self.known).square() / (2 * sigma**2)).softmax(1)
+        answer = (weight @ self.known - SIGMA_DATA**2 / total**2 * noisy) * total / (sigma * SIGMA_DATA)
+        return answer.reshape(scaled.shape)
 
 
 def test_the_loss_attack_finds_memorisation() -> None:

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DDPMScheduler, UNet2DModel
+from diffusers import EDMDPMSolverMultistepScheduler
 from safetensors.torch import load_file
 
+from busgen_core.conditions import Condition, encode
 from busgen_core.errors import CheckpointError, ConfigError, InputError
-from busgen_core.generator import Shape, build_network, denoising_loss
+from busgen_core.generator import Generator, Shape, build_network, denoising_loss
 from busgen_core.labels import NULL_INDEX
-from busgen_core.tensors import box_channel, to_unit
+from busgen_core.tensors import to_unit
 from busgen_privacy.cohort import Cohort
 from busgen_privacy.dp.accounting import GaussianEvent, epsilon_of
 from busgen_privacy.dp.dpsgd import (
@@ -42,16 +43,17 @@ def quiet(done: int, steps: int) -> None:
     """No progress shown."""
 
 
-def plain_backward(network: UNet2DModel, scheduler: DDPMScheduler, people: Cohort, rows: list[int], *, draws: int, patient: str, step: int) -> None:
+def plain_backward(
+    network: Generator, scheduler: EDMDPMSolverMultistepScheduler, people: Cohort, rows: list[int], *, draws: int, patient: str, step: int
+) -> None:
     """The slow twin: one loss over the patient's images and draws, one ``backward``; leaves ``.grad`` on every parameter."""
     rng = np.random.default_rng(int.from_bytes(hashlib.sha256(f"{step}/{patient}".encode()).digest()[:16], "big"))
     side, many = people.images.shape[1] // 2, len(rows) * draws
     noise = torch.from_numpy(rng.standard_normal((many, 4, side, side), dtype=np.float32))
-    times = torch.from_numpy(rng.integers(50, 900, many))
+    sigmas = torch.from_numpy((0.05 * 400 ** rng.random(many)).astype(np.float32))
     repeated = np.repeat(rows, draws)
-    classes = torch.tensor([people.classes[r].class_index for r in repeated])
-    planes = box_channel([people.boxes[r] for r in repeated], size=side)
-    losses = denoising_loss(network, scheduler, to_unit(people.images[repeated]), classes, planes, noise, times)
+    conditions = encode([Condition(pathology=people.classes[r], box=people.boxes[r]) for r in repeated], devices=(), side=side)
+    losses = denoising_loss(network, scheduler, to_unit(people.images[repeated]), conditions, noise, sigmas)
     torch.autograd.backward(losses.sum() / many)
 
 
@@ -216,9 +218,9 @@ def test_a_release_needs_secure_noise(tmp_path: Path) -> None:
     for name in ("a", "b"):
         adapt(foundation, MEMBERS, plan, checkpoint=tmp_path / name, progress=quiet)
         network = load_adapted(foundation, tmp_path / name / "adapted.safetensors")
-        tables.append(network.class_embedding.weight)
+        tables.append(network.labels.pathology.weight)
     assert not torch.equal(tables[0], tables[1])
-    original = foundation.network.class_embedding.weight
+    original = foundation.network.labels.pathology.weight
     assert not torch.equal(tables[0][:NULL_INDEX], original[:NULL_INDEX])
     assert torch.equal(tables[0][NULL_INDEX], original[NULL_INDEX])  # the null label is the foundation's
 

@@ -88,7 +88,7 @@ def test_a_sampler_that_shuffles_stops_the_run(tmp_path: Path, monkeypatch: pyte
 def test_not_a_number_stops_the_run(tmp_path: Path) -> None:
     """A gradient that is not finite stops the run before it is used."""
     foundation = small_foundation()
-    foundation.network.conv_in.weight.data[0, 0, 0, 0] = float("nan")
+    foundation.network.unet.conv_in.weight.data[0, 0, 0, 0] = float("nan")
     with pytest.raises(WatchdogError, match="not finite"):
         adapt(foundation, MEMBERS, small_plan(), checkpoint=tmp_path, progress=lambda done, steps: None)
 
@@ -123,7 +123,7 @@ def test_clipping_that_binds_never_or_always_stops_the_run(tmp_path: Path, clip_
 def test_gradients_that_normalisation_cannot_see_stop_the_run(tmp_path: Path) -> None:
     """Under auto-s, gradients all far below its stabiliser mean that nothing is learned."""
     foundation = small_foundation()
-    foundation.network.conv_out.weight.data *= 1e-6
+    foundation.network.unet.conv_out.weight.data *= 1e-6
     with pytest.raises(WatchdogError, match="no patient"):
         adapt(foundation, MEMBERS, small_plan(steps=25, subset="class-embedding"), checkpoint=tmp_path, progress=lambda done, steps: None)
 

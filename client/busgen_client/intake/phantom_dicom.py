@@ -4,7 +4,6 @@ any of it. A frame holds a phantom in its scan region, text burned in around it,
 
 import csv
 import hashlib
-from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -15,40 +14,24 @@ from PIL import ImageDraw, ImageFont
 from pydicom import Dataset
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, UltrasoundImageStorage
-from scipy.ndimage import gaussian_filter1d
 
 from busgen_core.errors import ConfigError
 from busgen_core.labels import Pathology
-from busgen_core.phantom import Phantom, simulate
+from busgen_core.phantom import SCANNERS, Phantom, Scanner, simulate
 
 COLUMNS, ROWS = 256, 192  # px of the whole frame
 REGION_X0, REGION_Y0, REGION_SIZE = 64, 40, 128  # px; the scan region is square
 SHARES = (0.20, 0.45, 0.35)  # of patients: normal, benign, malignant
 FAMILY = ("EXAMPLE", "FICTITIOUS", "INVENTED", "NOBODY", "PHANTOM", "PRETEND", "SPECIMEN", "TEMPLATE")
 GIVEN = ("ADA", "BERTHA", "CLARA", "DORA", "EMMA", "FRIEDA", "GRETA", "HEDDA")
-MODELS = ("Phantom 1000", "Phantom 2000", "Phantom X")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Tone:
-    """How a site's scanner shows the same tissue.
-
-    Attributes:
-        gamma: Exponent of the tone curve; above 1 is darker.
-        gain: Factor on brightness.
-        blur: Standard deviation of the lateral beam, px of the scan region.
-    """
-
-    gamma: float
-    gain: float
-    blur: float
+COLUMNS_OF_LABELS = ("SOPInstanceUID", "pathology", "x0", "y0", "x1", "y1", "birads")
 
 
 def write_phantom_study(folder: Path, *, site: str, patients: int, seed: int) -> None:
-    """Write DICOM files and ``labels.csv`` (SOPInstanceUID, pathology, x0, y0, x1, y1 in pixels of the whole frame).
+    """Write DICOM files and ``labels.csv`` (SOPInstanceUID, pathology, x0, y0, x1, y1 in pixels of the whole frame, birads).
 
-    One or two images a patient. ``site`` decides scanner, beam, tone curve and hospital name, so that sites look different. The same arguments
-    give the same bytes.
+    One or two images a patient, each with a mass of its own. ``site`` decides hospital name and scanner preset, so that sites look different;
+    of many sites, some share one of the presets. The same arguments give the same bytes.
 
     Args:
         folder: Created where needed.
@@ -62,23 +45,29 @@ def write_phantom_study(folder: Path, *, site: str, patients: int, seed: int) ->
     if patients < 1:
         raise ConfigError(f"patients={patients} is below 1")
     folder.mkdir(parents=True, exist_ok=True)
-    look = np.random.default_rng(_number(site, "look"))
-    tone = Tone(gamma=float(look.uniform(0.5, 1.7)), gain=float(look.uniform(0.8, 1.3)), blur=float(look.uniform(0.0, 1.4)))
-    model = MODELS[int(look.integers(len(MODELS)))]
+    model = site_scanner(site)
     rng = np.random.default_rng([_number(site), seed])
-    labels: list[tuple[str | float, ...]] = [("SOPInstanceUID", "pathology", "x0", "y0", "x1", "y1")]
+    labels: list[tuple[str | float, ...]] = [COLUMNS_OF_LABELS]
     for patient in range(patients):
         pathology = list(Pathology)[int(rng.choice(len(SHARES), p=SHARES))]
         person = _person(rng, site, model)
         for image in range(1 + int(rng.random() < 0.4)):
-            phantom = simulate(pathology, size=REGION_SIZE, seed=int(rng.integers(2**31)))
+            phantom = simulate(pathology, size=REGION_SIZE, seed=int(rng.integers(2**31)), scanner=model)
             uid = _uid(site, seed, patient, image)
-            frame = _frame(phantom, person, tone)
             name = f"IM{len(labels):05d}"
-            _write(folder / name, _header(person, uid, frame))
-            labels.append((uid, pathology.value, *_frame_box(phantom)))
+            _write(folder / name, _header(person, uid, _frame(phantom, person), SCANNERS[model]))
+            labels.append((uid, pathology.value, *_frame_box(phantom), phantom.birads.value if phantom.birads else ""))
     with (folder / "labels.csv").open("w", encoding="utf-8", newline="") as stream:
         csv.writer(stream).writerows(labels)
+
+
+def site_scanner(site: str) -> str:
+    """Name of the scanner preset that a site's phantoms come from.
+
+    >>> site_scanner("cairo") != site_scanner("rio")
+    True
+    """
+    return list(SCANNERS)[_number(site, "preset") % len(SCANNERS)]
 
 
 def _number(*parts: object) -> int:
@@ -128,23 +117,21 @@ def _person(rng: np.random.Generator, site: str, model: str) -> Dataset:
     return person
 
 
-def _frame(phantom: Phantom, person: Dataset, tone: Tone) -> NDArray[np.uint8]:
-    """uint8 [ROWS, COLUMNS]: the phantom under the site's tone curve, name, number and date above it, settings beside it."""
-    lateral = gaussian_filter1d(phantom.image / 255, tone.blur, axis=1) if tone.blur > 0 else phantom.image / 255
-    toned = (255 * np.clip(tone.gain * lateral**tone.gamma, 0, 1)).round().astype(np.uint8)
+def _frame(phantom: Phantom, person: Dataset) -> NDArray[np.uint8]:
+    """uint8 [ROWS, COLUMNS]: the phantom, name, number and date above it, settings beside it."""
     frame = np.zeros((ROWS, COLUMNS), np.uint8)
-    frame[REGION_Y0 : REGION_Y0 + REGION_SIZE, REGION_X0 : REGION_X0 + REGION_SIZE] = toned
+    frame[REGION_Y0 : REGION_Y0 + REGION_SIZE, REGION_X0 : REGION_X0 + REGION_SIZE] = phantom.image
     canvas = PillowImage.fromarray(frame)
     pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(10)
     pen.text((4, 2), str(person.PatientName).replace("^", ", "), fill=255, font=font)
     pen.text((4, 16), f"{person.PatientID}   {person.StudyDate}", fill=255, font=font)
     pen.text((4, 60), "MI 1.1", fill=200, font=font)
-    pen.text((196, 60), "12 MHz", fill=200, font=font)
+    pen.text((196, 60), f"{SCANNERS[phantom.scanner].centre_mhz:g} MHz", fill=200, font=font)
     pen.text((4, 174), str(person.InstitutionName), fill=255, font=font)
     return np.asarray(canvas)
 
 
-def _header(person: Dataset, uid: str, frame: NDArray[np.uint8]) -> Dataset:
+def _header(person: Dataset, uid: str, frame: NDArray[np.uint8], scanner: Scanner) -> Dataset:
     """The whole object: ``person`` and the Ultrasound Image IOD's pixel modules (PS3.3 A.6)."""
     header = Dataset()
     header.update(person)
@@ -156,7 +143,7 @@ def _header(person: Dataset, uid: str, frame: NDArray[np.uint8]) -> Dataset:
     region.RegionLocationMinX0, region.RegionLocationMinY0 = REGION_X0, REGION_Y0
     region.RegionLocationMaxX1, region.RegionLocationMaxY1 = REGION_X0 + REGION_SIZE - 1, REGION_Y0 + REGION_SIZE - 1
     region.PhysicalUnitsXDirection = region.PhysicalUnitsYDirection = 3  # cm
-    region.PhysicalDeltaX = region.PhysicalDeltaY = 0.03
+    region.PhysicalDeltaX, region.PhysicalDeltaY = scanner.width_cm / REGION_SIZE, scanner.depth_cm / REGION_SIZE
     header.SequenceOfUltrasoundRegions = [region]
     header.BurnedInAnnotation = "YES"
     header.Rows, header.Columns = frame.shape

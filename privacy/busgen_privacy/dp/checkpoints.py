@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import UNet2DModel
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
@@ -16,6 +15,7 @@ from torch.nn import Parameter
 from busgen_core.errors import CheckpointError
 from busgen_core.files import write_whole
 from busgen_core.foundation import Foundation
+from busgen_core.generator import Generator
 from busgen_privacy.dp.plan import DpSgdPlan
 from busgen_privacy.dp.watchdog import Watchdog
 
@@ -73,12 +73,12 @@ def save_adapted(file: Path, run: str, tensors: Mapping[str, Tensor], *, plan: D
     write_whole(file, to_bytes({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, metadata))
 
 
-def load_adapted(foundation: Foundation, file: Path, *, allow_seeded: bool) -> UNet2DModel:
+def load_adapted(foundation: Foundation, file: Path, *, allow_seeded: bool) -> Generator:
     """See ``dpsgd.load_adapted``."""
     tensors, metadata = _read(file)
     if metadata.get("noise") != "secure" and not (allow_seeded and metadata.get("noise") == "seeded"):
         raise CheckpointError(f"{file.name} was not adapted with secure noise; it cannot make a release")
-    network: UNet2DModel = deepcopy(foundation.network)
+    network: Generator = deepcopy(foundation.network)
     parameters = dict(network.named_parameters())
     for name, tensor in tensors.items():
         if name not in parameters or parameters[name].shape != tensor.shape or not bool(torch.isfinite(tensor).all()):

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DDPMScheduler, UNet2DModel
+from diffusers import EDMDPMSolverMultistepScheduler
 from opacus.optimizers import DPOptimizer
 from opacus.optimizers.optimizer import _check_processed_flag, _mark_as_processed
 from torch import Tensor
@@ -31,10 +31,10 @@ from busgen_core.digests import canonical_json, sha256_bytes
 from busgen_core.errors import InputError
 from busgen_core.files import write_whole
 from busgen_core.foundation import Foundation
-from busgen_core.generator import FOLD, PATCH_CHANNELS, denoising_loss
+from busgen_core.generator import Generator
 from busgen_core.labels import NULL_INDEX
-from busgen_core.tensors import box_channel, to_unit
 from busgen_privacy.cohort import Cohort
+from busgen_privacy.denoising import patient_losses, sigmas_at
 from busgen_privacy.dp import checkpoints
 from busgen_privacy.dp.noise import NoiseSource, SecureGaussian, poisson_sample
 from busgen_privacy.dp.plan import DpSgdPlan, Subset, audit_event, choose_subset, plan_dpsgd
@@ -42,16 +42,15 @@ from busgen_privacy.dp.watchdog import GAMMA, Watchdog, check_unwrapped
 
 __all__ = ["DpSgdPlan", "adapt", "audit_event", "choose_subset", "load_adapted", "plan_dpsgd", "trainable"]
 
-CLASS_TABLE = "class_embedding.weight"
-LOWEST_TIME, HIGHEST_TIME = 50, 900  # diffusion times drawn: the middle carries the private signal, phantoms teach speckle
+CLASS_TABLE = "labels.pathology.weight"
 EMA_DECAY = 0.98
 SAVE_EVERY = 10  # steps between checkpoints
 
 
-def trainable(network: UNet2DModel, subset: Subset) -> dict[str, Parameter]:
+def trainable(network: Generator, subset: Subset) -> dict[str, Parameter]:
     """Parameters of ``subset`` by name, in the network's order; every parameter's ``requires_grad`` is set to match.
 
-    ``class-embedding``: the class table (its null row never changes). ``bias-norm``: that, and all biases and GroupNorm scales.
+    ``class-embedding``: the table of pathologies (its null row never changes). ``bias-norm``: that, and all biases and GroupNorm scales.
     """
     norms = {f"{name}.weight" for name, module in network.named_modules() if isinstance(module, GroupNorm)}
     found = {}
@@ -64,7 +63,7 @@ def trainable(network: UNet2DModel, subset: Subset) -> dict[str, Parameter]:
 
 
 def patient_gradient(
-    network: UNet2DModel, scheduler: DDPMScheduler, cohort: Cohort, rows: list[int], plan: DpSgdPlan, *, patient: str, step: int
+    network: Generator, scheduler: EDMDPMSolverMultistepScheduler, cohort: Cohort, rows: list[int], plan: DpSgdPlan, *, patient: str, step: int
 ) -> list[Tensor]:
     """Gradient of one patient's mean denoising loss by every trained parameter, from one backward pass.
 
@@ -75,15 +74,9 @@ def patient_gradient(
     if len(rows) > plan.max_images_per_patient:
         rows = sorted(rng.choice(rows, size=plan.max_images_per_patient, replace=False).tolist())
     repeated = [row for row in rows for _ in range(plan.draws)]
-    side = cohort.images.shape[1] // FOLD
-    device = next(network.parameters()).device
-    noise = torch.from_numpy(rng.standard_normal((len(repeated), PATCH_CHANNELS, side, side), dtype=np.float32))
-    times = torch.from_numpy(rng.integers(LOWEST_TIME, HIGHEST_TIME, len(repeated)))
-    images = to_unit(cohort.images[repeated])
-    classes = torch.tensor([cohort.classes[row].class_index for row in repeated])
-    planes = box_channel([cohort.boxes[row] for row in repeated], size=side)
-    inputs = [tensor.to(device) for tensor in (images, classes, planes, noise, times)]
-    loss = denoising_loss(network, scheduler, *inputs).mean()
+    noise = torch.from_numpy(rng.standard_normal((len(repeated), network.fold**2, network.side, network.side), dtype=np.float32))
+    sigmas = sigmas_at(rng.random(len(repeated)))
+    loss = patient_losses([network], scheduler, cohort, repeated, noise=noise, sigmas=sigmas)[0].mean()
     return list(torch.autograd.grad(loss, [p for p in network.parameters() if p.requires_grad]))
 
 
@@ -181,7 +174,7 @@ def adapt(
     """
     plan.check()
     source = source or SecureGaussian()
-    side = int(foundation.network.config["sample_size"]) * FOLD
+    side = foundation.network.image_px
     if not len(cohort) or cohort.images.shape[1] != side:
         raise InputError(f"the cohort is empty, or its images are not {side} px as the foundation's")
     run = _identity(foundation, cohort, plan, source)
@@ -216,7 +209,7 @@ def adapt(
     checkpoints.save_adapted(target, run, average, plan=plan, secure=source.secure)
 
 
-def load_adapted(foundation: Foundation, file: Path, *, allow_seeded: bool = False) -> UNet2DModel:
+def load_adapted(foundation: Foundation, file: Path, *, allow_seeded: bool = False) -> Generator:
     """The foundation's network with the adapted parameters in place, in eval mode; the foundation is left unchanged.
 
     Raises:

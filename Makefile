@@ -20,7 +20,7 @@ $(VENV)/.installed: constraints.txt requirements-dev.txt busgen_core/pyproject.t
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --requirement requirements-dev.txt \
-		--editable busgen_core --editable privacy --editable client --editable server
+		--editable "busgen_core[train]" --editable privacy --editable client --editable server
 	touch $@
 
 # What tests need beside Python packages: a browser, for the dashboard's own test.

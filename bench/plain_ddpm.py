@@ -21,7 +21,7 @@ from busgen_core.labels import Pathology
 from busgen_core.tensors import to_bytes, to_unit
 from busgen_core.training import Mixture, TrainingPlan
 
-SAVE_EVERY = 200
+SAVE_EVERY = 50
 
 
 def network() -> UNet2DModel:
@@ -78,7 +78,14 @@ def train(sources: list[Path], shares: tuple[float, ...], run: Path, *, seconds:
 
 
 def _save(
-    run: Path, model: UNet2DModel, optimizer: torch.optim.Optimizer, average: EMAModel, mixture: Mixture, step: int, seconds: float, losses: list[float]
+    run: Path,
+    model: UNet2DModel,
+    optimizer: torch.optim.Optimizer,
+    average: EMAModel,
+    mixture: Mixture,
+    step: int,
+    seconds: float,
+    losses: list[float],
 ) -> None:
     tensors = {f"net.{n}": p.detach() for n, p in model.named_parameters()}
     tensors |= {f"ema.{n}": s.clone() for (n, _), s in zip(model.named_parameters(), average.shadow_params, strict=True)}
@@ -90,9 +97,7 @@ def _save(
     (run / "new.json").replace(run / "state.json")
 
 
-def _resume(
-    run: Path, model: UNet2DModel, optimizer: torch.optim.Optimizer, average: EMAModel, mixture: Mixture
-) -> tuple[int, float, list[float]]:
+def _resume(run: Path, model: UNet2DModel, optimizer: torch.optim.Optimizer, average: EMAModel, mixture: Mixture) -> tuple[int, float, list[float]]:
     if not (run / "state.json").exists():
         return 0, 0.0, []
     state, tensors = json.loads((run / "state.json").read_text()), load_file(run / "state.safetensors")

@@ -23,7 +23,9 @@ def core() -> None:
 
 
 @app.command("phantoms")
-def phantoms_command(out: Out, count: Annotated[int, typer.Option(help="Images, the three classes in turn.")] = 9000, size: Size = 64, seed: Seed = 1) -> None:
+def phantoms_command(
+    out: Out, count: Annotated[int, typer.Option(help="Images, the three classes in turn.")] = 9000, size: Size = 64, seed: Seed = 1
+) -> None:
     """Simulate phantoms into shards.
 
     Exit status: 0 done, 1 refused or invalid, 2 wrong usage.
@@ -92,24 +94,51 @@ def _source(text: str) -> tuple[Path, float]:
 def sample_command(
     out: Out,
     count: Annotated[list[str], typer.Option(help="LABEL=NUMBER, for example benign=2000; may be given again.")],
-    foundation: Annotated[Path, typer.Option(help="Folder of the foundation; the shipped one without it.")] = SHIPPED,
+    foundation: Annotated[Path, typer.Option(help="Folder of the foundation, or of import-busgen; the shipped one without it.")] = SHIPPED,
     seed: Seed = 1,
     birads: Annotated[Birads | None, typer.Option(help="Asked of lesion images.")] = None,
     device: Annotated[str | None, typer.Option(help="Asked of every image: a name from the foundation's card.")] = None,
     evaluations: Annotated[int | None, typer.Option(help="Denoising steps of an image; the measured default without it.")] = None,
-    guidance: Annotated[float, typer.Option(help="Classifier-free guidance w; 0 is none.")] = 0.0,
+    guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance w; 0, the default of ours, is none.")] = None,
 ) -> None:
     """Sample labelled images into Parquet shards; started again, it goes on where it was.
 
     Exit status: 0 done, 1 refused or invalid, 2 wrong usage.
     """
+    from busgen_core.boxes import BoxDensity
     from busgen_core.foundation import load_foundation
-    from busgen_core.sampling import EVALUATIONS, SamplePlan, sample_folder
+    from busgen_core.official import load_official
+    from busgen_core.sampling import EVALUATIONS, OFFICIAL_EVALUATIONS, OFFICIAL_GUIDANCE, OfficialFoundation, SamplePlan, sample_folder
 
-    counts = dict(_count(text) for text in count)
-    evaluations = evaluations or EVALUATIONS
-    plan = SamplePlan(seed=seed, counts=counts, birads=birads, device=device, evaluations=evaluations, guidance=guidance)
-    typer.echo(f"{sample_folder(load_foundation(foundation), plan, out)} images")
+    official = (foundation / "network.safetensors").is_file()
+    steps, strength = (OFFICIAL_EVALUATIONS, OFFICIAL_GUIDANCE) if official else (EVALUATIONS, 0.0)
+    plan = SamplePlan(
+        seed=seed,
+        counts=dict(_count(text) for text in count),
+        birads=birads,
+        device=device,
+        evaluations=evaluations or steps,
+        guidance=strength if guidance is None else guidance,
+    )
+    boxes = BoxDensity.model_validate_json((SHIPPED / "boxes.json").read_text())
+    source = OfficialFoundation(load_official(foundation), boxes) if official else load_foundation(foundation)
+    typer.echo(f"{sample_folder(source, plan, out)} images")
+
+
+@app.command("import-busgen")
+def import_command(
+    weights: Annotated[Path, typer.Argument(help="The published network's state dict: safetensors, or a file of torch.save without objects.")],
+    out: Out,
+    license_note: Annotated[str, typer.Option("--license", help="Under which licence you were given the weights; the card repeats it.")],
+    digest: Annotated[str | None, typer.Option(help="SHA-256 that the file must have.")] = None,
+) -> None:
+    """Turn weights of the published BUSGen network into a folder without pickles that can be sampled from.
+
+    Exit status: 0 done, 1 refused or invalid, 2 wrong usage.
+    """
+    from busgen_core.official import PUBLISHED_DEVICES, import_official
+
+    typer.echo(f"foundation {import_official(weights, out, devices=PUBLISHED_DEVICES, license_note=license_note, expected_sha256=digest)}")
 
 
 def _count(text: str) -> tuple[Pathology, int]:

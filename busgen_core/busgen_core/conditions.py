@@ -117,7 +117,9 @@ def _mask_plane(mask: NDArray[np.bool_] | None, side: int) -> Tensor:
     return plane
 
 
-def drop(encoded: Encoded, *, sizes: Sequence[int], rates: Sequence[float], all_rate: float, draws: torch.Generator, rows: Tensor, batch: int) -> Encoded:
+def drop(
+    encoded: Encoded, *, sizes: Sequence[int], rates: Sequence[float], all_rate: float, draws: torch.Generator, rows: Tensor, batch: int
+) -> Encoded:
     """Replace each label and each plane by its null, each on its own with its chance, and all together with ``all_rate``.
 
     Args:

@@ -3,7 +3,9 @@
 import csv
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Never
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,7 +56,7 @@ def seed_of(seed: int, pathology: Pathology) -> int:
     return (seed * len(Pathology) + pathology.class_index) * 10_000_000
 
 
-def _phantoms(pathology: Pathology, seeds: range, size: int, bar: "tqdm[None]") -> Iterator[Example]:
+def _phantoms(pathology: Pathology, seeds: range, size: int, bar: "tqdm[Never]") -> Iterator[Example]:
     for start in range(0, len(seeds), SIMULATED_AT_ONCE):
         part = seeds[start : start + SIMULATED_AT_ONCE]
         for phantom in simulate_batch([pathology] * len(part), size=size, seeds=part):
@@ -82,9 +84,7 @@ def pack_public(folder: Path, out: Path, *, size: int, views: int, seed: int, ab
     for number, row in enumerate(tqdm(rows, desc="public images", unit="image")):
         for gray, condition in _frames(folder, row, number):
             found[condition.pathology or Pathology.NORMAL].append((gray, condition))
-    counts = {
-        p.value: write_shards(out / p.value, _views(frames, size, views, seed_of(seed, p)), size=size) for p, frames in found.items() if frames
-    }
+    counts = {p.value: write_shards(out / p.value, _views(frames, size, views, seed_of(seed, p)), size=size) for p, frames in found.items() if frames}
     _describe(
         out,
         f"{len(rows)} public images ({about}) and lesion-free strips of them, which stand for normal tissue; each frame whole and in "
@@ -93,10 +93,10 @@ def pack_public(folder: Path, out: Path, *, size: int, views: int, seed: int, ab
     return sum(counts.values())
 
 
-def public_examples(folder: Path, *, size: int) -> list[Example]:
-    """The images of ``folder/images.csv`` themselves, without strips and views, in the table's order."""
-    rows = read_table(folder)
-    first = [_frames(folder, row, number)[0] for number, row in enumerate(rows)]
+def public_examples(folder: Path, *, size: int, role: str | None = None) -> list[Example]:
+    """The images of ``folder/images.csv`` themselves, without strips and views, in the table's order; of one ``role`` where it is given."""
+    rows = [(number, row) for number, row in enumerate(read_table(folder)) if role is None or row.get("role") == role]
+    first = [_frames(folder, row, number)[0] for number, row in rows]
     return [_view(gray, condition, (0, 0, gray.shape[1], gray.shape[0]), size) for gray, condition in first]
 
 
@@ -182,5 +182,4 @@ def _view(gray: Gray, condition: Condition, window: tuple[int, int, int, int], s
     mask = np.asarray(picture) > 127
     if not mask.any():  # a lesion thinner than a pixel
         mask = np.asarray(picture) == np.asarray(picture).max()
-    labels = {"pathology": condition.pathology, "birads": condition.birads, "device": condition.device}
-    return Example(image, Condition(**labels, box=mask_box(cut), mask=mask))
+    return Example(image, replace(condition, box=mask_box(cut), mask=mask))

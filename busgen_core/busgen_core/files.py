@@ -24,5 +24,7 @@ def write_whole(target: Path, data: bytes) -> None:
     except OSError as error:
         fresh.unlink(missing_ok=True)
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise StorageFullError(f"{target.name}: no room on the disk for {len(data)} bytes; make room and start again, it goes on from here") from error
+            raise StorageFullError(
+                f"{target.name}: no room on the disk for {len(data)} bytes; make room and start again, it goes on from here"
+            ) from error
         raise

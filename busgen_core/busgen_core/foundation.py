@@ -40,6 +40,16 @@ class Foundation:
     boxes: BoxDensity
     digest: str
 
+    @property
+    def image_px(self) -> int:
+        """Rows and columns of an image."""
+        return self.network.image_px
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Names of devices that can be asked for."""
+        return self.network.devices
+
 
 def files_digest(digests: Mapping[str, str]) -> str:
     """One digest for a set of files, from the SHA-256 of each.
@@ -107,7 +117,9 @@ def _read(kind: type[Model], folder: Path) -> Model:
     )
     wrong = [*told["missing_keys"], *told["unexpected_keys"], *told["mismatched_keys"]]
     if wrong:
-        raise CheckpointError(f"{folder.name}: {len(wrong)} tensors are missing, unknown or of another shape, the first is {wrong[0]}; fetch it again")
+        raise CheckpointError(
+            f"{folder.name}: {len(wrong)} tensors are missing, unknown or of another shape, the first is {wrong[0]}; fetch it again"
+        )
     loaded: Model = model
     if bad := [name for name, tensor in loaded.state_dict().items() if not bool(torch.isfinite(tensor).all())]:
         raise CheckpointError(f"{folder.name}: {bad[0]} holds numbers that are not finite; fetch it again")

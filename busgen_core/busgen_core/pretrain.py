@@ -14,7 +14,7 @@ from busgen_core.foundation import save_foundation
 from busgen_core.generator import build_scheduler
 from busgen_core.images import Box
 from busgen_core.labels import Pathology
-from busgen_core.shards import class_folders, read_column
+from busgen_core.shards import class_folders, read_labels
 from busgen_core.training import Log, Trained, TrainingPlan, train
 
 LEAST_BOXES = 8  # of a class, for a density
@@ -47,9 +47,9 @@ def density(source: Path) -> BoxDensity:
     """The density of a source's lesion boxes, one fit for each class that has them."""
     found: dict[Pathology, list[Box]] = {Pathology.BENIGN: [], Pathology.MALIGNANT: []}
     for folder in class_folders(source):
-        for label, box in zip(read_column(folder, "pathology"), read_column(folder, "box"), strict=True):
+        for label, box in read_labels(folder):
             if box is not None and label in found:
-                x0, y0, x1, y1 = (float(v) for v in box)
+                x0, y0, x1, y1 = box
                 found[Pathology(label)].append((x0, y0, x1, y1))
     if few := [p.value for p, boxes in found.items() if len(boxes) < LEAST_BOXES]:
         raise TableError(f"{source.name}: fewer than {LEAST_BOXES} lesion boxes of {', '.join(few)}; a box density needs them")
@@ -63,6 +63,7 @@ def model_card(plan: TrainingPlan, sources: Sequence[Path], trained: Trained, *,
     data = "\n".join(f"- {share:.0%} of the images: {_described(source)}" for source, share in zip(sources, plan.shares, strict=True))
     names = ("pathology", "BI-RADS", "device", "box", "mask")
     dropout = ", ".join(f"{what} {rate:g}" for what, rate in zip(names, plan.dropout, strict=True))
+    known = ", ".join(plan.devices) or "none known"
     return f"""---
 license: apache-2.0
 library_name: diffusers
@@ -72,13 +73,13 @@ tags: [ultrasound, breast, diffusion, foundation]
 
 Conditional diffusion model of {plan.shape.image_px} x {plan.shape.image_px} px breast ultrasound frames: {parameters / 1e6:.2f} M parameters on
 {plan.shape.fold} x {plan.shape.fold} pixel patches, EDM preconditioning and loss (arXiv:2206.00364). Conditions, each of which may be left out:
-pathology (normal, benign, malignant), BI-RADS (1, 2, 3, 4, 4a, 4b, 4c, 5), device ({", ".join(plan.devices) or "none known"}), lesion box, lesion mask.
+pathology (normal, benign, malignant), BI-RADS (1, 2, 3, 4, 4a, 4b, 4c, 5), device ({known}), lesion box, lesion mask.
 
 ## Training
 
 {data}
-- Seed {plan.seed}; {trained.steps} of {plan.steps} planned steps of {plan.batch} images; AdamW {plan.learning_rate:g}, gradient clipped at {plan.clip_norm:g},
-  averaged weights (decay {plan.ema_decay:g}).
+- Seed {plan.seed}; {trained.steps} of {plan.steps} planned steps of {plan.batch} images; AdamW {plan.learning_rate:g},
+  gradient clipped at {plan.clip_norm:g}, averaged weights (decay {plan.ema_decay:g}).
 - Conditions replaced by "not given": {dropout}, all at once {plan.drop_all:g}.
 - {trained.processor_seconds / 60:.0f} minutes of processor time on {device}.
 - Mean loss (EDM, all noise levels) over the last 200 steps: {np.mean(trained.losses[-200:]):.4f}

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Never
 
 import numpy as np
 import torch
@@ -11,16 +12,19 @@ from diffusers import EDMDPMSolverMultistepScheduler
 from torch import Tensor
 from tqdm import tqdm
 
+from busgen_core.boxes import BoxDensity
 from busgen_core.conditions import Condition, Encoded, encode
 from busgen_core.errors import ConfigError, LabelError, StateError
 from busgen_core.files import write_whole
 from busgen_core.foundation import Foundation
 from busgen_core.generator import Generator, unfold
 from busgen_core.labels import Birads, Pathology
+from busgen_core.official import OfficialGenerator, sample_official
 from busgen_core.shards import Example, shard_bytes
 from busgen_core.tensors import to_bytes
 
 EVALUATIONS = 12  # chosen by KID against evaluations: bench/sampling.py
+OFFICIAL_EVALUATIONS, OFFICIAL_GUIDANCE = 50, 1.8  # as published: docs/adr/0010-official-network.md
 AT_ONCE = 32  # images in a batch: more are no faster on two cores
 
 
@@ -84,6 +88,29 @@ def _answer(network: Generator, scaled: Tensor, c_noise: Tensor, asked: Encoded,
     return (1 + guidance) * with_conditions - guidance * without
 
 
+@dataclass(frozen=True, slots=True)
+class OfficialFoundation:
+    """The published network as something to sample from; the boxes are another foundation's, since it comes with none."""
+
+    generator: OfficialGenerator
+    boxes: BoxDensity
+
+    @property
+    def digest(self) -> str:
+        """Of the folder or file that the network was read from."""
+        return self.generator.digest
+
+    @property
+    def image_px(self) -> int:
+        """Rows and columns of an image."""
+        return self.generator.image_px
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Names of devices that can be asked for."""
+        return self.generator.devices
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SamplePlan:
     """What a folder of samples holds; it is written into the folder first.
@@ -125,18 +152,18 @@ class Request:
     condition: Condition
 
 
-def requests(plan: SamplePlan, foundation: Foundation) -> list[Request]:
+def requests(plan: SamplePlan, source: Foundation | OfficialFoundation) -> list[Request]:
     """Seeds and conditions of a plan's images; boxes come from the foundation's density.
 
     Raises:
         LabelError: a device that the foundation does not know.
     """
-    if plan.device is not None and plan.device not in foundation.network.devices:
-        raise LabelError(f"the foundation does not know this device; it knows {list(foundation.network.devices)}")
+    if plan.device is not None and plan.device not in source.devices:
+        raise LabelError(f"the foundation does not know this device; it knows {list(source.devices)}")
     found = []
     for number, pathology in enumerate(plan.pathologies):
         seed = int(np.random.default_rng((plan.seed, number, 1)).integers(2**62))
-        box = foundation.boxes.draw(pathology, np.random.default_rng(seed))
+        box = source.boxes.draw(pathology, np.random.default_rng(seed))
         birads = None if pathology is Pathology.NORMAL else plan.birads
         found.append(Request(seed, Condition(pathology=pathology, birads=birads, device=plan.device, box=box)))
     return found
@@ -157,7 +184,7 @@ def draw(
     return found
 
 
-def sample_folder(foundation: Foundation, plan: SamplePlan, out: Path) -> int:
+def sample_folder(source: Foundation | OfficialFoundation, plan: SamplePlan, out: Path) -> int:
     """Write a plan's images to Parquet shards below ``out``; shards that are there are kept, so a stopped run goes on.
 
     Returns:
@@ -168,24 +195,31 @@ def sample_folder(foundation: Foundation, plan: SamplePlan, out: Path) -> int:
         LabelError: a device that the foundation does not know.
         StorageFullError: no room; shards written before are whole.
     """
-    wanted = requests(plan, foundation)
-    _claim(out, plan, foundation)
+    wanted = requests(plan, source)
+    _claim(out, plan, source.digest)
     with tqdm(total=len(wanted), desc="samples", unit="image") as bar:
         for target, part in _shards(out, wanted, plan.shard_images):
             if not target.exists():
-                examples = _drawn(foundation, part, plan, bar)
-                write_whole(target, shard_bytes(examples, size=foundation.network.image_px))
+                write_whole(target, shard_bytes(_drawn(source, part, plan, bar), size=source.image_px))
             else:
                 bar.update(len(part))
     return len(wanted)
 
 
-def _drawn(foundation: Foundation, part: Sequence[Request], plan: SamplePlan, bar: "tqdm[None]") -> list[Example]:
+def _drawn(source: Foundation | OfficialFoundation, part: Sequence[Request], plan: SamplePlan, bar: "tqdm[Never]") -> list[Example]:
+    kind = draw if isinstance(source, Foundation) else draw_official
     found: list[Example] = []
     for start in range(0, len(part), AT_ONCE):
-        found += draw(foundation, part[start : start + AT_ONCE], evaluations=plan.evaluations, guidance=plan.guidance)
+        found += kind(source, part[start : start + AT_ONCE], evaluations=plan.evaluations, guidance=plan.guidance)  # type: ignore[arg-type]
         bar.update(len(part[start : start + AT_ONCE]))
     return found
+
+
+def draw_official(source: OfficialFoundation, wanted: Sequence[Request], *, evaluations: int, guidance: float) -> list[Example]:
+    """:func:`draw` for the published network."""
+    conditions, seeds = [r.condition for r in wanted], [r.seed for r in wanted]
+    pixels = to_bytes(sample_official(source.generator, conditions, seeds=seeds, evaluations=evaluations, guidance=guidance))
+    return [Example(image, r.condition, r.seed) for image, r in zip(pixels, wanted, strict=True)]
 
 
 def _shards(out: Path, wanted: Sequence[Request], size: int) -> Iterator[tuple[Path, Sequence[Request]]]:
@@ -193,9 +227,9 @@ def _shards(out: Path, wanted: Sequence[Request], size: int) -> Iterator[tuple[P
         yield out / f"{number:05d}.parquet", wanted[start : start + size]
 
 
-def _claim(out: Path, plan: SamplePlan, foundation: Foundation) -> None:
+def _claim(out: Path, plan: SamplePlan, digest: str) -> None:
     """Bind the folder to this plan and foundation, or refuse it."""
-    facts = {"foundation": foundation.digest, "seed": plan.seed, "counts": dict(plan.counts), "birads": plan.birads, "device": plan.device}
+    facts = {"foundation": digest, "seed": plan.seed, "counts": dict(plan.counts), "birads": plan.birads, "device": plan.device}
     facts |= {"evaluations": plan.evaluations, "guidance": plan.guidance, "shard_images": plan.shard_images}
     text = json.dumps(facts, indent=1, sort_keys=True)
     file = out / "samples.json"
@@ -204,4 +238,3 @@ def _claim(out: Path, plan: SamplePlan, foundation: Foundation) -> None:
     if not file.exists() and out.exists() and any(out.iterdir()):
         raise StateError(f"{out.name} is not empty and holds no samples of ours; nothing was written. Give an empty folder")
     write_whole(file, text.encode())
-

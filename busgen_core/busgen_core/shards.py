@@ -230,6 +230,7 @@ def class_folders(folder: Path) -> list[Path]:
     return found
 
 
-def read_column(folder: Path, column: str) -> list[object]:
-    """One column of all shards of a folder, without the images."""
-    return [value for file in sorted(folder.glob("*.parquet")) for value in pq.read_table(file, columns=[column])[column].to_pylist()]
+def read_labels(folder: Path) -> list[tuple[str | None, list[float] | None]]:
+    """Pathology and box of every row of a folder's shards, without the images."""
+    tables = [pq.read_table(file, columns=["pathology", "box"]) for file in sorted(folder.glob("*.parquet"))]
+    return [(row["pathology"], row["box"]) for table in tables for row in table.to_pylist()]

@@ -199,8 +199,8 @@ def _batch(plan: TrainingPlan, run: _Run, accelerator: Accelerator) -> tuple[Ten
     mirrored = (torch.rand(plan.batch, generator=draws) < 0.5)[rows]
     images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
     planes = torch.where(mirrored[:, None, None, None], encoded.planes.flip(3), encoded.planes)
-    chances = {"rates": plan.dropout, "all_rate": plan.drop_all, "draws": draws, "rows": rows, "batch": plan.batch}
-    encoded = drop(Encoded(encoded.labels, planes), sizes=run.network.tables, **chances)
+    encoded = Encoded(encoded.labels, planes)
+    encoded = drop(encoded, sizes=run.network.tables, rates=plan.dropout, all_rate=plan.drop_all, draws=draws, rows=rows, batch=plan.batch)
     noise = torch.randn(plan.batch, plan.shape.fold**2, plan.shape.side, plan.shape.side, generator=draws)[rows]
     sigmas = training_sigmas(torch.randn(plan.batch, generator=draws))[rows]
     device = accelerator.device

@@ -21,17 +21,17 @@ from busgen_client.jobs import JobRow, JobStore, ScoreRow
 from busgen_client.protocol import foundation_part, job_folder, model_file
 from busgen_client.release import build_unsigned
 from busgen_client.settings import CONFIG_VARIABLE, NodeSettings, load_settings
+from busgen_core.conditions import Condition
 from busgen_core.downstream import Classifier
 from busgen_core.errors import BudgetExceededError, BusgenError, GateRefusedError, UnavailableError
 from busgen_core.files import write_whole
 from busgen_core.foundation import Foundation, load_foundation, unpack_foundation
-from busgen_core.conditions import Condition
 from busgen_core.generator import Generator
 from busgen_core.images import encode_png
 from busgen_core.labels import Pathology
 from busgen_core.repository import SyntheticImage, arrays, read_parquet, write_parquet
-from busgen_core.scores import noised, patient_counts
 from busgen_core.sampling import Request, draw
+from busgen_core.scores import noised, patient_counts
 from busgen_core.transfer import unpack
 from busgen_core.wire import Campaign, JobState, ScoreRequest
 from busgen_privacy.audit import Audit, run_audit, travelling

@@ -14,9 +14,8 @@ from busgen_privacy.policy import Policy
 from busgen_privacy.statistics import Scores, auc, auc_deviation, auc_interval, ceiling_auc
 
 if TYPE_CHECKING:  # torch costs seconds, and the gate reads audits without it
-    from busgen_core.generator import Generator
-
     from busgen_core.foundation import Foundation
+    from busgen_core.generator import Generator
     from busgen_privacy.dp.noise import NoiseSource
 
 CLOSEST_PAIRS = 12  # pairs kept for the officer

@@ -3,6 +3,7 @@
 import datetime
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -12,22 +13,24 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from busgen_core.console import print_rows, run_command
 from busgen_core.digests import sha256_bytes
-from busgen_core.errors import InputError, StateError
+from busgen_core.errors import InputError, StateError, UnavailableError
 from busgen_core.keys import PublicKey
 from busgen_core.labels import Pathology
 from busgen_core.release import TrustedKeys, verify_release
 from busgen_core.supervise import Program, supervise
 from busgen_core.transfer import folder_files, pack
-from busgen_core.wire import FOUNDATION_FILES, Campaign, Name
+from busgen_core.wire import Campaign, Name
+from busgen_server import foundations
 from busgen_server.database import open_store
 from busgen_server.settings import CONFIG_VARIABLE, HubSettings, load_settings
 from busgen_server.store import HubStore
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="The consortium's hub.")
 site_app = typer.Typer(no_args_is_help=True, help="Hospitals.")
+foundation_app = typer.Typer(no_args_is_help=True, help="Versions of the foundation.")
 campaign_app = typer.Typer(no_args_is_help=True, help="Campaigns.")
 catalogue_app = typer.Typer(no_args_is_help=True, help="Releases.")
-for name, sub in {"site": site_app, "campaign": campaign_app, "catalogue": catalogue_app}.items():
+for name, sub in {"foundation": foundation_app, "site": site_app, "campaign": campaign_app, "catalogue": catalogue_app}.items():
     app.add_typer(sub, name=name)
 
 Config = Annotated[Path, typer.Option("--config", "-c", envvar=CONFIG_VARIABLE, help="The hub's settings, hub.toml.")]
@@ -48,7 +51,7 @@ class JoinRequest(BaseModel):
 
 @app.command("init")
 def init(
-    foundation: Annotated[Path, typer.Option(help="Folder of the foundation that campaigns hand out.")],
+    foundation: Annotated[Path, typer.Option(help="Folder of the first foundation that campaigns hand out.")],
     config: Config = HUB_TOML,
     public_host: Annotated[str, typer.Option(help="Address of the one public port.")] = "127.0.0.1",
     public_port: Annotated[int, typer.Option(help="The one public port.")] = 8443,
@@ -56,7 +59,7 @@ def init(
     dashboard_port: Annotated[int, typer.Option(help="Loopback port of the dashboard.")] = 8080,
     poll_seconds: Annotated[float, typer.Option(help="Pause between two questions to a node.")] = 5,
 ) -> None:
-    """Write hub.toml, the consortium's certificate authority and the hub's certificate. Existing ones are kept.
+    """Write hub.toml, the consortium's certificate authority and the hub's certificate; keep a first foundation. What is there is kept.
 
     Exit status: 0 done, 1 refused or invalid, 2 wrong usage.
     """
@@ -66,7 +69,6 @@ def init(
         config.parent.mkdir(parents=True, exist_ok=True)
         settings = {
             "data": "data",
-            "foundation": str(foundation.absolute()),
             "public_host": public_host,
             "public_port": public_port,
             "superlink_port": superlink_port,
@@ -78,6 +80,11 @@ def init(
     create_ca(loaded.data / "pki")
     issue_server_certificate(loaded.data / "pki", [loaded.public_host, *loaded.certificate_names])
     open_store(loaded.data)
+    if foundations.versions(loaded.data):
+        foundations.sync(loaded)
+        typer.echo("the hub has a foundation already; 'busgen-hub foundation add' adds another")
+    else:
+        _add_foundation(loaded, foundation, name=None)
     typer.echo(f"hub in {config.parent}; start it with 'busgen-hub start'")
 
 
@@ -141,6 +148,52 @@ def invite(config: Config = HUB_TOML) -> None:
     typer.echo(json.dumps(content, indent=1))
 
 
+@foundation_app.command("add")
+def foundation_add(
+    folder: Annotated[Path, typer.Argument(help="Folder of the foundation; it is copied.")],
+    name: Annotated[str | None, typer.Option(help="What people call it, such as cpu-64; the folder's name without it.")] = None,
+    config: Config = HUB_TOML,
+) -> None:
+    """Check a foundation, keep it as a version, make it current, and register it in MLflow. The same one twice is one version.
+
+    Exit status: 0 done, 1 refused or invalid, 2 wrong usage.
+    """
+    _add_foundation(load_settings(config), folder, name=name)
+
+
+@foundation_app.command("list")
+def foundation_list(config: Config = HUB_TOML, as_json: AsJson = False) -> None:
+    """Versions of the foundation; MLflow's registry is put right where it says otherwise.
+
+    Exit status: 0 done, 1 invalid settings, or MLflow does not answer (the list is printed all the same), 2 wrong usage.
+    """
+    settings = load_settings(config)
+    registered: dict[str, str] = {}
+    problem: UnavailableError | None = None
+    try:
+        registered = foundations.sync(settings)
+    except UnavailableError as error:
+        problem = error
+    print_rows([_foundation_row(settings, v, registered, as_json=as_json) for v in foundations.versions(settings.data)], as_json=as_json)
+    if problem is not None:
+        raise problem
+
+
+@foundation_app.command("use")
+def foundation_use(
+    digest: Annotated[str, typer.Argument(help="Its digest, or the first digits of it.")],
+    config: Config = HUB_TOML,
+) -> None:
+    """Make a version current: campaigns that name none hand it out. Open campaigns keep theirs.
+
+    Exit status: 0 done, 1 unknown or damaged, 2 wrong usage.
+    """
+    settings = load_settings(config)
+    version = foundations.use(settings, digest)
+    HubStore(open_store(settings.data)).note("foundation.chosen", name=version.name, digest=version.digest[: foundations.SHOWN])
+    typer.echo(f"current: {version.name}, {version.digest}")
+
+
 @site_app.command("add")
 def site_add(request: Annotated[Path, typer.Argument(help="The hospital's join request (JSON).")], config: Config = HUB_TOML) -> None:
     """Enrol a hospital: its signing keys in the store, its node key at Flower. The hub must be running.
@@ -182,24 +235,23 @@ def campaign_create(
     epsilon: Annotated[float, typer.Option(help="Epsilon wanted, adaptation and audit together.")] = 8.0,
     delta: Annotated[float, typer.Option(help="Delta wanted.")] = 1e-5,
     days: Annotated[int, typer.Option(help="Days until the deadline.")] = 14,
+    foundation: Annotated[str | None, typer.Option(help="Digest of a foundation, or its first digits; the current one without it.")] = None,
     config: Config = HUB_TOML,
 ) -> None:
-    """Publish a campaign to all enrolled hospitals.
+    """Publish a campaign to all enrolled hospitals, with a foundation that stays this campaign's own.
 
     Exit status: 0 done, 1 refused or invalid, 2 wrong usage.
     """
-    from busgen_core.foundation import foundation_digest
-
     settings = load_settings(config)
-    digest = foundation_digest(settings.foundation)
-    packed = pack(folder_files(settings.foundation, FOUNDATION_FILES))
+    version = foundations.find(settings.data, foundation)
+    packed = pack(foundations.read_files(settings.data, version.digest))
     try:
         campaign = Campaign(
             campaign_id=campaign_id,
             images={p: normal if p is Pathology.NORMAL and normal is not None else images for p in Pathology},
             epsilon=epsilon,
             delta=delta,
-            foundation=digest,
+            foundation=version.digest,
             foundation_bytes=len(packed),
             foundation_package=sha256_bytes(packed),
             deadline=(datetime.datetime.now(datetime.UTC).date() + datetime.timedelta(days=days)).isoformat(),
@@ -208,7 +260,7 @@ def campaign_create(
         wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise InputError(f"campaign {campaign_id}: {wrong}") from None
     _store(config).add_campaign(campaign)
-    typer.echo(f"published: {campaign_id}, epsilon {epsilon:g}, delta {delta:g}, foundation {digest[:12]}")
+    typer.echo(f"published: {campaign_id}, epsilon {epsilon:g}, delta {delta:g}, foundation {version.name} {version.digest[: foundations.SHOWN]}")
 
 
 @campaign_app.command("show")
@@ -281,6 +333,26 @@ def verify(
     manifest = verify_release(folder_files(release), trusted)
     check_statement(manifest)
     typer.echo(f"valid: {manifest.release_id}, {manifest.images} images, epsilon {manifest.privacy.epsilon:.3f} at delta {manifest.privacy.delta:g}")
+
+
+def _add_foundation(settings: HubSettings, folder: Path, *, name: str | None) -> None:
+    version = foundations.add(settings, folder, name=name)
+    HubStore(open_store(settings.data)).note("foundation.added", name=version.name, digest=version.digest[: foundations.SHOWN])
+    typer.echo(f"foundation: {version.name}, {version.parameters:,} parameters, {version.image_px} px, {version.digest}")
+
+
+def _foundation_row(settings: HubSettings, version: foundations.Version, registered: Mapping[str, str], *, as_json: bool) -> dict[str, object]:
+    """One line for people, narrow enough for 80 columns; programs get the whole digest, the time, and MLflow's number."""
+    chosen = version == foundations.current(settings.data)
+    row: dict[str, object] = {
+        "digest": version.digest if as_json else version.digest[: foundations.SHOWN],
+        "name": version.name,
+        "current": chosen if as_json else "yes" if chosen else "",
+        "parameters": version.parameters,
+        "image_px": version.image_px,
+        "state": "whole" if foundations.is_whole(settings.data, version.digest) else "damaged",
+    }
+    return {**row, "added": version.added, "registered": registered.get(version.digest, "")} if as_json else row
 
 
 def _store(config: Path) -> HubStore:

@@ -18,7 +18,8 @@ class HubSettings(TomlSettings):
 
     Attributes:
         data: Folder of everything the hub stores; relative to the TOML file.
-        foundation: Folder of the foundation that campaigns hand out; relative to the TOML file.
+        tracking_uri: MLflow, for its runs and its model registry: the address of a server (http, https) or of a database.
+            Without it a SQLite file in the data folder.
         public_host: Address that the gateway listens on: the only one that hospitals reach.
         public_port: Port of the gateway.
         superlink_port: Loopback port of Flower's SuperLink; nothing but the gateway and this machine reaches it.
@@ -32,7 +33,7 @@ class HubSettings(TomlSettings):
     model_config = SettingsConfigDict(env_prefix="BUSGEN_HUB__", env_nested_delimiter="__", extra="forbid")
 
     data: Path
-    foundation: Path
+    tracking_uri: str | None = Field(default=None, pattern=r"^(https?|sqlite|postgresql|mysql)(\+\w+)?://\S+$")
     public_host: str = "127.0.0.1"
     public_port: Port = 8443
     superlink_port: Port = 9092
@@ -50,5 +51,4 @@ def load_settings(file: Path) -> HubSettings:
         ConfigError: missing, not TOML, or a value outside its range; names the settings that are wrong.
     """
     settings = read_settings(HubSettings, file, missing="run 'busgen-hub init' first")
-    base = file.parent
-    return settings.model_copy(update={"data": base / settings.data, "foundation": base / settings.foundation})
+    return settings.model_copy(update={"data": file.parent / settings.data})

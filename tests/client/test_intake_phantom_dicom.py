@@ -75,7 +75,7 @@ def test_text_is_burnt_in_outside_the_region_alone(tmp_path: Path) -> None:
     write_phantom_study(tmp_path, site="cairo", patients=2, seed=0)
     one, other = (dcmread(tmp_path / f"IM0000{n}").pixel_array for n in (1, 2))
     above = np.s_[:REGION_Y0]
-    assert (one[above] == 255).sum() > 100
+    assert (one[above] > 128).sum() > 300
     side = np.s_[REGION_Y0 : REGION_Y0 + REGION_SIZE, REGION_X0 + REGION_SIZE :]
     assert np.array_equal(one[side], other[side])  # settings: the same for both patients
 

@@ -241,7 +241,7 @@ def test_unknown_labels_and_masks_add_nothing_to_the_loss() -> None:
     masks, masked, labels = torch.rand(4, 8, 8).round(), torch.tensor([True, True, True, False]), torch.tensor([[0], [1], [2], [-1]])
 
     def loss(m: Tensor, text: Tensor) -> float:
-        return float(total_loss((features, [text], damage, mask_logits), m, masked, labels, torch.zeros(4, 5)))
+        return float(total_loss((features, [text], damage, mask_logits), m, masked, labels, torch.zeros(4, 5), tasks=("pathology",)))
 
     for row, changes in ((3, False), (0, True)):
         other_masks, other_logits = masks.clone(), logits.clone()
@@ -249,7 +249,7 @@ def test_unknown_labels_and_masks_add_nothing_to_the_loss() -> None:
         assert (abs(loss(other_masks, logits) - loss(masks, logits)) > 1e-4) == changes
         assert (abs(loss(masks, other_logits) - loss(masks, logits)) > 1e-4) == changes
     unknown = torch.full((4, 1), -1)
-    nothing = total_loss((features, [logits], damage, mask_logits), masks, torch.zeros(4, dtype=torch.bool), unknown, torch.zeros(4, 5))
+    nothing = total_loss((features, [logits], damage, mask_logits), masks, torch.zeros(4, dtype=torch.bool), unknown, torch.zeros(4, 5), tasks=["a"])
     assert torch.isfinite(nothing)
 
 

@@ -15,8 +15,9 @@ from busgen_core.errors import ConfigError, LabelError, StateError, StorageFullE
 from busgen_core.foundation import Foundation
 from busgen_core.generator import SIGMA_DATA, Generator, build_network, build_scheduler
 from busgen_core.labels import Birads, Pathology
+from busgen_core.official import OfficialSizes, OfficialUNet
 from busgen_core.sampling import Request, SamplePlan, draw, requests, sample, sample_folder
-from busgen_core.shards import ShardStream, read_column
+from busgen_core.shards import ShardStream
 from tests.core.samples import TINY
 
 BOX = (0.2, 0.2, 0.7, 0.6)
@@ -198,8 +199,8 @@ def test_a_stopped_folder_goes_on_and_nothing_is_overwritten(foundation: Foundat
     assert sample_folder(foundation, PLAN, tmp_path / "s") == 8
     assert (tmp_path / "s" / "00000.parquet").stat().st_mtime_ns == stamp
     sample_folder(foundation, PLAN, tmp_path / "whole")
-    assert read_column(tmp_path / "s", "seed") == read_column(tmp_path / "whole", "seed")
-    assert read_column(tmp_path / "s", "image") == read_column(tmp_path / "whole", "image")
+    for shard in ("00000.parquet", "00001.parquet", "00002.parquet"):
+        assert (tmp_path / "s" / shard).read_bytes() == (tmp_path / "whole" / shard).read_bytes()
 
 
 def test_a_folder_of_something_else_is_left_alone(foundation: Foundation, tmp_path: Path) -> None:
@@ -221,3 +222,19 @@ def test_boxes_follow_their_fit_and_stay_inside() -> None:
     assert all(b is not None and 0 <= b[0] < b[2] <= 1 and 0 <= b[1] < b[3] <= 1 for b in boxes)
     assert abs(np.mean([b[2] - b[0] for b in boxes if b]) - 0.2) < 0.02
     assert density.draw(Pathology.NORMAL, rng) is None
+
+
+def test_the_published_network_is_imported_and_sampled_from_the_command_line(tmp_path: Path) -> None:
+    """import-busgen reads a torch file without running it; sample then writes its 160 px images to the same kind of shards."""
+    torch.manual_seed(0)
+    tiny = OfficialUNet(OfficialSizes(steps=20, width=32, channels=(32, 32), blocks=1, devices=20))
+    torch.save(tiny.state_dict(), tmp_path / "weights.pt")
+    run = CliRunner()
+    bring = ["import-busgen", str(tmp_path / "weights.pt"), str(tmp_path / "busgen"), "--license", "made for a test"]
+    assert run.invoke(app, bring, catch_exceptions=False).exit_code == 0
+    asked = ["sample", str(tmp_path / "s"), "--foundation", str(tmp_path / "busgen"), "--count", "malignant=2", "--evaluations", "2"]
+    assert run.invoke(app, asked, catch_exceptions=False).stdout.strip() == "2 images"
+    found = ShardStream(tmp_path / "s", size=160, seed=0).read(0, 2)
+    assert all(e.condition.pathology is Pathology.MALIGNANT and e.condition.box is not None for e in found)
+    normal = run.invoke(app, ["sample", str(tmp_path / "n"), "--foundation", str(tmp_path / "busgen"), "--count", "normal=1"])
+    assert isinstance(normal.exception, LabelError)

@@ -94,9 +94,7 @@ def test_dropped_conditions_are_nulls_at_the_rates_asked_for() -> None:
 def test_the_rows_of_one_process_are_the_same_whoever_holds_the_others() -> None:
     """Dropping for some rows gives what dropping for all gives there."""
     encoded = Encoded(torch.zeros(8, 3, dtype=torch.int64), torch.ones(8, 2, 2, 2))
-    whole = drop(
-        encoded, sizes=(4, 9, 3), rates=(0.5,) * 5, all_rate=0.1, draws=torch.Generator().manual_seed(5), rows=torch.arange(8), batch=8
-    )
+    whole = drop(encoded, sizes=(4, 9, 3), rates=(0.5,) * 5, all_rate=0.1, draws=torch.Generator().manual_seed(5), rows=torch.arange(8), batch=8)
     odd = torch.arange(1, 8, 2)
     part = drop(encoded[odd], sizes=(4, 9, 3), rates=(0.5,) * 5, all_rate=0.1, draws=torch.Generator().manual_seed(5), rows=odd, batch=8)
     assert torch.equal(part.labels, whole.labels[odd])

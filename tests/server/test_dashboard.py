@@ -15,6 +15,7 @@ from busgen_core.wire import HelloReply, JobState, JobStatus
 from busgen_server.catalogue import admit, load_images
 from busgen_server.dashboard import create_app
 from busgen_server.database import ReleaseRow, ResultRow, SiteRow, now, open_store
+from busgen_server.foundations import Version
 from busgen_server.settings import HubSettings
 from busgen_server.store import POOL, HubStore
 from tests.releases import TRUSTED
@@ -44,7 +45,7 @@ def store(tmp_path: Path) -> HubStore:
 
 @pytest.fixture
 def client(store: HubStore, tmp_path: Path) -> Client:
-    settings = HubSettings(data=tmp_path, foundation=tmp_path)
+    settings = HubSettings(data=tmp_path)
     return Client(create_app(settings))
 
 
@@ -88,10 +89,20 @@ def test_state_for_programs_has_the_figures(client: Client, busy: HubStore) -> N
     """The JSON holds the same figures with their intervals."""
     state = client.get("/api/state").json()
     (campaign,) = state["campaigns"]
+    assert campaign["foundation"] == {"name": "", "digest": "f" * 64}
     assert [(job["site"], job["state"]) for job in campaign["jobs"]] == [("cairo", "waiting"), ("rio", "adapting")]
     assert (campaign["releases"][0]["epsilon"], campaign["releases"][0]["gate"]) == (3.5, "release")
     assert campaign["results"][0]["sensitivity"] == {"value": 0.7, "low": 0.6, "high": 0.8}
     assert [result["baseline"] for result in campaign["results"]] == [False, True]
+
+
+def test_a_campaign_shows_its_foundation(client: Client, busy: HubStore, tmp_path: Path) -> None:
+    """Name and first digits of the foundation that a campaign hands out are on the page; the whole digest is in the JSON."""
+    folder = tmp_path / "foundations" / CAMPAIGN.foundation
+    folder.mkdir(parents=True)
+    (folder / "version.json").write_text(Version(digest=CAMPAIGN.foundation, name="cpu-64", chosen=1).model_dump_json())
+    assert f"cpu-64 <code>{'f' * 12}</code>" in client.get("/").text
+    assert client.get("/api/state").json()["campaigns"][0]["foundation"] == {"name": "cpu-64", "digest": "f" * 64}
 
 
 def test_silent_and_troubled_nodes_stand_out(client: Client, busy: HubStore) -> None:

@@ -94,7 +94,7 @@ def superlink(settings: HubSettings, server: KeyPair, seen: list[tuple[str, str,
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     folder = tmp_path_factory.mktemp("hub")
     server = issue_server_certificate(folder / "pki", ["localhost"])
-    settings = HubSettings(data=folder, foundation=folder, public_port=free_port(), superlink_port=free_port())
+    settings = HubSettings(data=folder, public_port=free_port(), superlink_port=free_port())
     seen: list[tuple[str, str, dict[str, str]]] = []
     ca = folder / "pki" / "ca.crt"
     with (

@@ -1,7 +1,7 @@
 """A physics-based breast ultrasound phantom: tissue, a mass by its BI-RADS descriptors, and the scanner that looks at them.
 
-``simulate`` gives one frame, ``simulate_batch`` many. numpy and scipy alone. Nothing in it was measured on a patient, and nothing it draws
-is one: frames may be published. What it leaves out: docs/adr/0009-phantom.md.
+``simulate`` gives one frame, ``simulate_batch`` many. numpy and scipy alone. No image enters it and no frame shows a person. What it leaves
+out, and what its numbers were chosen by: docs/adr/0009-phantom.md.
 """
 
 from busgen_core.phantom.descriptors import (

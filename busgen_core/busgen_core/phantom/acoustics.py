@@ -70,15 +70,19 @@ def axial_taps(sigma_px: Field, *, radius: int) -> Field:
 
 
 def blur(echo: Echo, transfer: Field, taps: Field) -> Echo:
-    """Blur along columns by the transfer functions and along rows by the taps."""
+    """Blur along columns by the transfer functions and along rows by the taps; edges mirror along rows and wrap along columns.
+
+    ``echo`` is used as scratch space.
+    """
     spectrum = scipy.fft.fft(echo, axis=2, overwrite_x=True)
     spectrum *= transfer
-    echo = scipy.fft.ifft(spectrum, axis=2, overwrite_x=True)
-    radius, rows = taps.shape[1] // 2, echo.shape[1]
-    padded = np.pad(echo, ((0, 0), (radius, radius), (0, 0)), mode="reflect")
-    out = taps[:, radius, None, None] * echo
+    across = scipy.fft.ifft(spectrum, axis=2, overwrite_x=True)
+    radius, rows = taps.shape[1] // 2, across.shape[1]
+    padded = np.pad(across, ((0, 0), (radius, radius), (0, 0)), mode="reflect").view(np.float32)  # real taps: work on the parts
+    weights = taps[:, radius:, None, None]
+    out = weights[:, 0] * across.view(np.float32)
     for reach in range(1, radius + 1):
         pair = padded[:, radius - reach : radius - reach + rows] + padded[:, radius + reach : radius + reach + rows]
-        pair *= taps[:, radius + reach, None, None]
+        pair *= weights[:, reach]
         out += pair
-    return out
+    return np.asarray(out.view(np.complex64))

@@ -90,25 +90,23 @@ def _looks(scenes: Sequence[Scene], get: Getter[Scene], tissue: Tissue, grid: Gr
     _add_specks(mirror, scenes, grid, across, down)
     noise = noise * np.float32(np.sqrt(0.5))
     total = np.zeros(scatter.shape, np.float32)
-    for look in range(max(s.scanner.looks for s in scenes)):
-        at = [i for i, s in enumerate(scenes) if s.scanner.looks > look]
-        echo = _scatterers([scenes[i].rng for i in at], scatter.shape[1:])
-        hiss = np.roll(echo, echo.shape[1] // 2, axis=1)  # from scatterers half a frame away: independent of what lies here
-        hiss *= noise[at]
-        echo *= scatter[at]
-        echo += mirror[at]
-        echo *= gain[at]
-        hiss += acoustics.blur(echo, transfer[at], taps[at])
-        total[at] += np.abs(hiss) / get(lambda s: s.scanner.looks)[at]
+    for n, scene in enumerate(scenes):  # one frame at a time: its planes fit the cache
+        own = np.s_[n : n + 1]
+        for _ in range(scene.scanner.looks):
+            echo = _scatterers(scene.rng, scatter[own].shape)
+            hiss = np.roll(echo, echo.shape[1] // 2, axis=1)  # from scatterers half a frame away: independent of what lies here
+            hiss *= noise[own]
+            echo *= scatter[own]
+            echo += mirror[own]
+            echo *= gain[own]
+            hiss += acoustics.blur(echo, transfer[own], taps[own])
+            total[own] += np.abs(hiss) / np.float32(scene.scanner.looks)
     return total
 
 
-def _scatterers(generators: Sequence[np.random.Generator], shape: tuple[int, ...]) -> acoustics.Echo:
-    """Complex normals of variance 2, one plane a generator."""
-    drawn = np.empty((len(generators), *shape, 2), np.float32)
-    for plane, rng in zip(drawn, generators, strict=True):
-        rng.standard_normal(out=plane, dtype=np.float32)
-    return drawn.view(np.complex64)[..., 0]
+def _scatterers(rng: np.random.Generator, shape: tuple[int, ...]) -> acoustics.Echo:
+    """Complex normals of variance 2."""
+    return rng.standard_normal((*shape, 2), dtype=np.float32).view(np.complex64)[..., 0]
 
 
 def _spread_px(get: Getter[Scene], grid: Grid) -> tuple[Field, Field]:

@@ -145,8 +145,8 @@ def _stack(anatomies: Sequence[Anatomy], name: str) -> Field:
 def _bent(fields: Sequence[Field], level: Field, z_cm: Field) -> list[Field]:
     """The fields looked up along the bent layers: at the row of ``level`` instead of the row of depth."""
     frames, rows, columns = level.shape
-    row = np.clip((level * (rows / (z_cm[:, -1:, :] + z_cm[:, :1, :]))).astype(np.int32), 0, rows - 1)
-    first = (rows * columns * np.arange(frames, dtype=np.int32))[:, None, None] + np.arange(columns, dtype=np.int32)
+    row = np.clip((level * (rows / (z_cm[:, -1:, :] + z_cm[:, :1, :]))).astype(np.int32), 0, rows - 1).astype(np.intp)
+    first = (rows * columns * np.arange(frames))[:, None, None] + np.arange(columns)
     where = row * columns + first
     return [np.take(field.reshape(-1), where) for field in fields]
 

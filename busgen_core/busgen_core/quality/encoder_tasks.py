@@ -6,7 +6,7 @@ good it is. A penalty on the covariance of the features keeps them from repeatin
 2022, VICReg, arXiv:2105.04906).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,9 @@ DAMAGE = {"despeckled": (0.0, 1.0), "blurred": (0.0, 1.5), "stretched": (-0.5, 0
 DAMAGED_SHARE = 0.5  # of a batch
 EACH_DAMAGE = 0.5  # chance of each kind in a damaged frame
 MASK_SIDE = 8
-WEIGHT = {"labels": 1.0, "mask": 1.0, "damage": 2.0, "variance": 1.0, "covariance": 0.04}
+WEIGHT = {"labels": 1.0, "mask": 1.0, "damage": 6.0, "variance": 1.0, "covariance": 0.2}
+LABEL_WEIGHT = {"pathology": 2.0, "birads": 1.0}  # all others OTHER_LABEL: devices would drown the rest
+OTHER_LABEL = 0.5
 
 
 class Tasks(nn.Module):
@@ -68,10 +70,22 @@ def damaged(images: Tensor, *, draws: torch.Generator) -> tuple[Tensor, Tensor]:
     return degrade.noisy(images, by_kind["noisy"], draws=draws), strength / torch.maximum(high, -low)
 
 
-def total_loss(found: tuple[Tensor, list[Tensor], Tensor, Tensor], masks: Tensor, masked: Tensor, labels: Tensor, damage: Tensor) -> Tensor:
-    """Weighted sum of all tasks' losses; what is not known of an image adds nothing."""
+def total_loss(
+    found: tuple[Tensor, list[Tensor], Tensor, Tensor], masks: Tensor, masked: Tensor, labels: Tensor, damage: Tensor, *, tasks: Sequence[str]
+) -> Tensor:
+    """Weighted sum of all tasks' losses; what is not known of an image adds nothing.
+
+    Args:
+        found: Output of ``Tasks``.
+        masks: float [n, MASK_SIDE, MASK_SIDE], share of each cell that is lesion.
+        masked: bool [n], whether the mask is known.
+        labels: int64 [n, tasks], -1 where not known.
+        damage: float [n, kinds of DAMAGE].
+        tasks: Names of the columns of ``labels``.
+    """
     features, logits, damage_found, mask_logits = found[0].float(), [part.float() for part in found[1]], found[2].float(), found[3].float()
-    of_labels = torch.stack([_cross_entropy(part, labels[:, task]) for task, part in enumerate(logits)]).sum()
+    weights = [LABEL_WEIGHT.get(task, OTHER_LABEL) for task in tasks]
+    of_labels = torch.stack([weight * _cross_entropy(part, column) for weight, part, column in zip(weights, logits, labels.T, strict=True)]).sum()
     of_mask = functional.binary_cross_entropy_with_logits(mask_logits, masks, reduction="none").mean(dim=(1, 2))
     of_mask = (of_mask * masked).sum() / masked.sum().clamp(min=1)
     of_damage = functional.smooth_l1_loss(damage_found, damage, beta=0.1)

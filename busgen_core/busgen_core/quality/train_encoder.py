@@ -60,6 +60,7 @@ class _Run:
     model: Tasks
     average: AveragedModel
     optimizer: torch.optim.Optimizer
+    tasks: tuple[str, ...]
     step: int = 0
     seconds: float = 0.0
     losses: list[float] = field(default_factory=list)
@@ -109,7 +110,7 @@ def _begin(plan: EncoderPlan, words: Mapping[str, tuple[str, ...]]) -> _Run:
         torch.manual_seed(plan.seed)
         model = Tasks(plan.config, words, dropout=plan.dropout)
     optimizer = torch.optim.AdamW(model.parameters(), lr=plan.learning_rate, weight_decay=plan.weight_decay)
-    return _Run(model, AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(plan.ema_decay)), optimizer)
+    return _Run(model, AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(plan.ema_decay)), optimizer, tuple(words))
 
 
 def _learn(plan: EncoderPlan, run: _Run, sources: Sequence[Examples], *, last: int, save_every: int, folder: Path, quiet: bool) -> None:
@@ -135,7 +136,7 @@ def _step(plan: EncoderPlan, run: _Run, sources: Sequence[Examples]) -> float:
     images, damage = damaged(images, draws=draws)
     with torch.autocast("cpu", torch.bfloat16, enabled=torch.cpu._is_avx512_bf16_supported()):
         found = run.model(images, draws=draws)
-    loss = total_loss(found, masks, masked, labels, damage)
+    loss = total_loss(found, masks, masked, labels, damage, tasks=run.tasks)
     if not torch.isfinite(loss):
         raise InputError(f"the loss is not finite at step {run.step}; lower the learning rate and start from the last checkpoint")
     run.optimizer.zero_grad(set_to_none=True)

@@ -62,6 +62,14 @@ def trainable(network: Generator, subset: Subset) -> dict[str, Parameter]:
     return found
 
 
+def contiguous(network: Generator) -> Generator:
+    """A copy in float32, every parameter contiguous, in eval mode: Opacus and torch's CPU backward are wrong or crash with channels_last."""
+    copy = deepcopy(network).float().eval()
+    for parameter in copy.parameters():
+        parameter.data = parameter.data.contiguous()
+    return copy
+
+
 def patient_gradient(
     network: Generator, scheduler: EDMDPMSolverMultistepScheduler, cohort: Cohort, rows: list[int], plan: DpSgdPlan, *, patient: str, step: int
 ) -> list[Tensor]:
@@ -184,7 +192,7 @@ def adapt(
         progress(plan.steps, plan.steps)
         return
     check_unwrapped(foundation.network)
-    network = deepcopy(foundation.network).to(memory_format=torch.contiguous_format).float().eval()
+    network = contiguous(foundation.network)
     parameters = trainable(network, plan.subset)
     before = {name: p.detach().clone() for name, p in parameters.items()}
     average = {name: p.detach().clone() for name, p in parameters.items()}

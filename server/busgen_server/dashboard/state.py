@@ -11,6 +11,7 @@ from busgen_core.wire import Campaign
 from busgen_server.dashboard.plot import Mark, Plot, interval_plot
 from busgen_server.dashboard.samples import SAMPLES
 from busgen_server.database import CampaignRow, JobRow, ReleaseRow, ResultRow, SiteRow, now
+from busgen_server.foundations import versions
 from busgen_server.store import POOL, HubStore
 
 SILENT_AFTER = timedelta(minutes=15)  # the roll is called every ten
@@ -81,11 +82,19 @@ class ResultView(View):
     specificity: Rate | None
 
 
+class FoundationView(View):
+    """The foundation that a campaign hands out; the name is empty where this hub keeps it no more."""
+
+    name: str
+    digest: str
+
+
 class CampaignView(View):
     """One campaign with all that belongs to it."""
 
     campaign_id: str
     state: str
+    foundation: FoundationView
     epsilon: float
     delta: float
     deadline: str
@@ -116,9 +125,10 @@ class HubState(View):
 def hub_state(store: HubStore, data: Path) -> HubState:
     """Read the whole state, newest campaign first."""
     sites = store.sites()
+    names = {version.digest: version.name for version in versions(data)}
     return HubState(
         sites=tuple(map(_site, sites)),
-        campaigns=tuple(_campaign(store, data, row, [site.name for site in sites]) for row in store.campaigns()),
+        campaigns=tuple(_campaign(store, data, row, [site.name for site in sites], names) for row in store.campaigns()),
         events=tuple(
             EventView(event=row.event, fields={k: str(v) for k, v in row.fields.items() if v != ""}, created=row.created)
             for row in store.journal(limit=EVENTS_SHOWN)
@@ -149,7 +159,7 @@ def _site(row: SiteRow) -> SiteView:
     )
 
 
-def _campaign(store: HubStore, data: Path, row: CampaignRow, sites: Sequence[str]) -> CampaignView:
+def _campaign(store: HubStore, data: Path, row: CampaignRow, sites: Sequence[str], names: Mapping[str, str]) -> CampaignView:
     offer = Campaign.model_validate(row.offer)
     jobs = {job.site: job for job in store.jobs(row.campaign_id)}
     results = tuple(map(_result, store.results(row.campaign_id)))
@@ -157,6 +167,7 @@ def _campaign(store: HubStore, data: Path, row: CampaignRow, sites: Sequence[str
     return CampaignView(
         campaign_id=row.campaign_id,
         state=row.state,
+        foundation=FoundationView(name=names.get(offer.foundation, ""), digest=offer.foundation),
         epsilon=offer.epsilon,
         delta=offer.delta,
         deadline=offer.deadline,

@@ -19,12 +19,11 @@ from flwr.serverapp import Grid, ServerApp
 from pydantic import ValidationError
 
 from busgen_core.digests import sha256_bytes
-from busgen_core.errors import BusgenError, StateError, TransferError, UnavailableError
+from busgen_core.errors import BusgenError, CheckpointError, StateError, TransferError, UnavailableError
 from busgen_core.keys import PublicKey
 from busgen_core.release import TrustedKeys
-from busgen_core.transfer import append_chunk, folder_files, pack
+from busgen_core.transfer import append_chunk
 from busgen_core.wire import (
-    FOUNDATION_FILES,
     Campaign,
     ErrorReply,
     FoundationChunk,
@@ -41,6 +40,7 @@ from busgen_core.wire import (
 )
 from busgen_server.catalogue import admit, rejected_id
 from busgen_server.database import SiteRow, open_store
+from busgen_server.foundations import Packages
 from busgen_server.round import JobView, Judged, SiteView, next_request, settled
 from busgen_server.settings import CONFIG_VARIABLE, HubSettings, load_settings
 from busgen_server.store import HubStore
@@ -114,6 +114,7 @@ class Conductor:
         self.grid = grid
         self.settings = settings
         self.store = HubStore(open_store(settings.data))
+        self.packages = Packages(settings.data)
         self.sent: dict[str, Sent] = {}
         self.memory: dict[str, Memory] = {}
         self.started = time.monotonic()
@@ -123,12 +124,14 @@ class Conductor:
         online = {str(n) for n in self.grid.get_node_ids()}
         self._collect({s.name for s in self.store.sites() if s.node_id in online})
         campaigns = [c for c in self.store.campaigns() if c.state in ("open", "scoring")]
+        offers = [Campaign.model_validate(c.offer) for c in campaigns]
+        self.packages.keep_only({offer.foundation for offer in offers})
         busy = {sent.site for sent in self.sent.values()}
         for site in self.store.sites():
             if site.node_id in online and site.name not in busy:
-                self._speak(site, [Campaign.model_validate(c.offer) for c in campaigns])
-        for row in campaigns:
-            self._close(Campaign.model_validate(row.offer), row.state)
+                self._speak(site, offers)
+        for row, offer in zip(campaigns, offers, strict=True):
+            self._close(offer, row.state)
         greeted = all(s.node_id not in online or self._greeted(s.name) for s in self.store.sites())
         return bool(campaigns) or (not greeted and time.monotonic() - self.started < ROLL_CALL_SECONDS)
 
@@ -143,9 +146,17 @@ class Conductor:
             self._send(site, None, Hello(), memory)
         for campaign in campaigns:
             request = next_request(self._view(site, campaign, memory), chunk_bytes=self.settings.chunk_bytes)
-            if request is not None:
-                self._send(site, campaign, request, memory)
+            if request is not None and self._try_send(site, campaign, request, memory):
                 return
+
+    def _try_send(self, site: SiteRow, campaign: Campaign, request: Payload, memory: Memory) -> bool:
+        """Send, unless the campaign's foundation is damaged here: its own campaign waits until it is whole again, the others go on."""
+        try:
+            self._send(site, campaign, request, memory)
+        except CheckpointError as error:
+            self._failed(site.name, request, error.code, str(error), memory)
+            return False
+        return True
 
     def _view(self, site: SiteRow, campaign: Campaign, memory: Memory) -> SiteView:
         now = time.monotonic()
@@ -188,8 +199,7 @@ class Conductor:
     def _send(self, site: SiteRow, campaign: Campaign | None, request: Payload, memory: Memory) -> None:
         data = b""
         if campaign is not None and isinstance(request, FoundationChunk):
-            packed = packed_foundation(self.settings, campaign)
-            data = packed[request.offset : request.offset + self.settings.chunk_bytes]
+            data = self.packages.package(campaign)[request.offset : request.offset + self.settings.chunk_bytes]
         if campaign is not None and isinstance(request, ScoreRequest) and request.model_id in memory.with_weights:
             model = next(m for m in self.store.models(campaign.campaign_id) if m.model_id == request.model_id)
             data = (self.settings.data / model.weights).read_bytes()
@@ -235,10 +245,13 @@ class Conductor:
                 data = message.content.array_records["data"]["bytes"].numpy().tobytes()
             self._apply(sent, text, data, memory)
         except (BusgenError, ValidationError, KeyError) as error:
-            code = getattr(error, "code", "reply-invalid")
-            memory.not_before = time.monotonic() + REPEAT_SECONDS
-            self.store.note("message.failed", site=sent.site, kind=type(sent.request).__name__, code=code, detail=str(error)[:200])
-            log.warning("message.failed site=%s kind=%s code=%s", sent.site, type(sent.request).__name__, code)
+            self._failed(sent.site, sent.request, getattr(error, "code", "reply-invalid"), str(error), memory)
+
+    def _failed(self, site: str, request: Payload, code: str, detail: str, memory: Memory) -> None:
+        memory.not_before = time.monotonic() + REPEAT_SECONDS
+        kind = type(request).__name__
+        self.store.note("message.failed", site=site, kind=kind, code=code, detail=detail[:200])
+        log.warning("message.failed site=%s kind=%s code=%s", site, kind, code)
 
     def _apply(self, sent: Sent, text: str, data: bytes, memory: Memory) -> None:
         if '"kind":"error"' in text:
@@ -306,15 +319,3 @@ class Conductor:
     def _job(self, campaign: Campaign, site: str) -> JobView | None:
         row = self.store.job(campaign.campaign_id, site)
         return None if row is None else JobView(state=JobState(row.state), foundation_have=row.foundation_have, release_id=row.release_id)
-
-
-def packed_foundation(settings: HubSettings, campaign: Campaign) -> bytes:
-    """The foundation as nodes receive it.
-
-    Raises:
-        UnavailableError: the folder no longer holds the campaign's foundation.
-    """
-    packed = pack(folder_files(settings.foundation, FOUNDATION_FILES))
-    if sha256_bytes(packed) != campaign.foundation_package:
-        raise UnavailableError("the hub's foundation folder has changed since the campaign began; restore it")
-    return packed

@@ -1,0 +1,218 @@
+"""The shipped foundation, sampled without any adaptation: what a classifier learns from it, and how far its images are from public ones.
+
+Expected before measuring: AUC near that of the public real images it was trained on (.74 to .78 on these hospitals), since it knows nothing else; KID
+above the real-against-real floor; below a plain diffusers DDPM trained for the same processor seconds on the same shards.
+
+The peer is trained by ``bench.plain_ddpm`` (resumable, in ``bench/work``); beside it stands our own run as it was after the same seconds, with the
+learning rate still high. ``BUSGEN_BENCH_WORK`` names the folder that holds ``public`` and ``phantoms`` (shards), ``peer.run``, ``snapshot`` (our run).
+"""
+
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from tqdm import tqdm
+
+from bench import plain_ddpm
+from bench.quality import public_images, shipped_encoder
+from bench.rows import RESULTS, ROOT, SHARED, row, write
+from busgen_core.cli import SHIPPED
+from busgen_core.corpus import public_examples, read_table
+from busgen_core.downstream import train_classifier
+from busgen_core.foundation import Foundation, load_foundation
+from busgen_core.generator import Generator, Shape, build_network
+from busgen_core.labels import Pathology
+from busgen_core.quality.compare import Encoder, compare
+from busgen_core.sampling import SamplePlan, draw, requests
+from busgen_core.scores import auc
+from busgen_server.trainer import EPOCHS
+
+WORK = Path(os.environ.get("BUSGEN_BENCH_WORK", ROOT / "bench" / "work"))
+PER_CLASS = int(os.environ.get("BUSGEN_BENCH_IMAGES", "2000"))
+SEEDS = 5
+PEER_IMAGES = 1000  # of both lesion classes
+HOSPITALS = ("cairo", "rio", "warsaw")
+LESIONS = (Pathology.BENIGN, Pathology.MALIGNANT)
+RESAMPLES = 500
+
+Images = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Holdout:
+    """Lesion images of patients that nothing here was trained or tuned on."""
+
+    images: Images
+    malignant: NDArray[np.bool_]
+    groups: NDArray[np.int64]
+
+
+def holdout(hospital: str) -> Holdout:
+    """A hospital's holdout."""
+    folder = SHARED / hospital
+    examples, rows = public_examples(folder, size=64, role="holdout"), [r for r in read_table(folder) if r["role"] == "holdout"]
+    kept = [i for i, e in enumerate(examples) if e.condition.pathology in LESIONS]
+    groups = np.unique([rows[i]["group"] for i in kept], return_inverse=True)[1]
+    truth = np.array([examples[i].condition.pathology is Pathology.MALIGNANT for i in kept])
+    return Holdout(np.stack([examples[i].image for i in kept]), truth, groups)
+
+
+def generated(foundation: Foundation, *, per_class: int, network: Generator | None = None, seed: int = 11) -> tuple[Images, list[Pathology]]:
+    """``per_class`` images of each of the three classes."""
+    plan = SamplePlan(seed=seed, counts=dict.fromkeys(Pathology, per_class))
+    wanted = requests(plan, foundation)
+    found = [
+        image
+        for i in tqdm(range(0, len(wanted), 32), desc="samples", unit="batch")
+        for image in draw(foundation, wanted[i : i + 32], network=network)
+    ]
+    return np.stack([e.image for e in found]), plan.pathologies
+
+
+def scored(images: Images, labels: Sequence[Pathology], tests: Mapping[str, Holdout], *, name: str) -> dict[str, NDArray[np.float64]]:
+    """Predictions of ``SEEDS`` classifiers, float [seeds, n], for each hospital."""
+    models = [train_classifier(images, labels, seed=seed, epochs=EPOCHS) for seed in tqdm(range(SEEDS), desc=f"classifiers, {name}", unit="model")]
+    return {hospital: np.stack([model.predict(test.images) for model in models]) for hospital, test in tests.items()}
+
+
+def auc_rows(
+    name: str, predictions: Mapping[str, NDArray[np.float64]], tests: Mapping[str, Holdout], peers: Mapping[str, float]
+) -> list[dict[str, object]]:
+    """AUC of each hospital and of their mean: mean over seeds, with a bootstrap over patients."""
+    rng, rows, all_draws, values = np.random.default_rng(0), [], [], []
+    for hospital, test in tests.items():
+        value, draws = bootstrap(predictions[hospital], test, rng)
+        values.append(value)
+        all_draws.append(draws)
+        rows.append(auc_row(f"AUC on {hospital}'s holdout, trained on {name}", value, draws, peers.get(hospital)))
+    mean = np.mean(all_draws, axis=0)
+    return [*rows, auc_row(f"AUC, mean of the three holdouts, trained on {name}", float(np.mean(values)), mean, peers.get("mean"))]
+
+
+def auc_row(name: str, value: float, draws: NDArray[np.float64], peer: float | None) -> dict[str, object]:
+    """One row; the interval is the bootstrap's 2.5 to 97.5 %."""
+    low, high = np.quantile(draws, [0.025, 0.975])
+    beside = {} if peer is None else {"peer": "public real images", "peer_value": peer}
+    return row(name, value, "AUC", low=float(low), high=float(high), seeds=SEEDS, **beside)
+
+
+def bootstrap(predictions: NDArray[np.float64], test: Holdout, rng: np.random.Generator) -> tuple[float, NDArray[np.float64]]:
+    """Mean AUC over seeds, and its replicates with patients drawn anew."""
+    members = [np.flatnonzero(test.groups == g) for g in range(test.groups.max() + 1)]
+
+    def mean_auc(index: NDArray[np.int64]) -> float:
+        truth = test.malignant[index]
+        return float(np.mean([auc(p[index][truth], p[index][~truth]) for p in predictions]))
+
+    draws = [mean_auc(np.concatenate([members[g] for g in rng.integers(len(members), size=len(members))])) for _ in range(RESAMPLES)]
+    return mean_auc(np.arange(len(test.images))), np.array(draws)
+
+
+def snapshot(foundation: Foundation) -> tuple[Generator, float]:
+    """Our run's averaged network at its snapshot, and the processor seconds it had used."""
+    state = json.loads((WORK / "snapshot" / "state.json").read_text())
+    network = build_network(plan_shape(state["plan"]["shape"]), foundation.network.devices)
+    tensors = load_file(WORK / "snapshot" / state["file"])
+    network.load_state_dict({name.removeprefix("ema."): tensor for name, tensor in tensors.items() if name.startswith("ema.")})
+    return network.eval(), float(state["seconds"])
+
+
+def plan_shape(values: dict[str, object]) -> Shape:
+    """The shape of a plan that was written as JSON."""
+    return Shape(**values | {"channels": tuple(values["channels"])})
+
+
+def quality_rows(images: Images, encoder: Encoder, *, name: str) -> tuple[list[dict[str, object]], object]:
+    """Every measure of lesion images against the public ones, each beside its real-against-real floor."""
+    real, _, groups = public_images(LESIONS)
+    report = compare(real, images, encoder=encoder, groups=groups, seed=0)
+    rows = []
+    for m in report.measures:
+        floor = {"peer": f"public real halves, {m.floor.low:.3g} to {m.floor.high:.3g}", "peer_value": m.floor.median}
+        rows.append(row(f"{m.name} to public lesions: {name}", m.value, m.name, low=m.low, high=m.high, **floor))
+    return rows, report
+
+
+def main() -> None:
+    """Measure and write ``bench/results/foundation.json``, ``foundation.png`` (grid) and ``foundation-auc.png``."""
+    started = time.perf_counter()
+    foundation, encoder = load_foundation(SHIPPED), shipped_encoder()
+    tests = {hospital: holdout(hospital) for hospital in HOSPITALS}
+    real, classes, _ = public_images(LESIONS)
+    fake, labels = generated(foundation, per_class=PER_CLASS)
+    lesions = np.array([p in LESIONS for p in labels])
+    predictions = scored(real, classes, tests, name="public real images")
+    peer_rows = auc_rows("public real images", predictions, tests, {})
+    peers = dict(zip([*HOSPITALS, "mean"], (float(str(r["value"])) for r in peer_rows), strict=True))
+    predictions = scored(fake[lesions], [p for p in labels if p in LESIONS], tests, name="the foundation")
+    name = f"the foundation, {PER_CLASS} images a class"
+    our_rows = auc_rows(name, predictions, tests, peers)
+    rows = [*our_rows, *peer_rows]
+    found, report = quality_rows(fake[lesions], encoder, name="the shipped foundation")
+    rows += found + same_seconds(foundation, encoder)
+    for r in rows:
+        r["seconds"] = r["seconds"] or round(time.perf_counter() - started, 1)
+    write("foundation", rows)
+    (RESULTS / "foundation-quality.json").write_text(report.model_dump_json(indent=1) + "\n")
+    grid(real, classes, fake, labels)
+    bars(our_rows, peer_rows)
+
+
+def same_seconds(foundation: Foundation, encoder: Encoder) -> list[dict[str, object]]:
+    """KID after the same processor seconds: our run's snapshot and the plain DDPM."""
+    network, seconds = snapshot(foundation)
+    sources = [WORK / "public", WORK / "phantoms"]
+    peer = plain_ddpm.train(sources, (0.85, 0.15), WORK / "peer.run", seconds=seconds)
+    labels = [LESIONS[i % 2] for i in range(PEER_IMAGES)]
+    ours, our_labels = generated(foundation, per_class=PEER_IMAGES // 2, network=network)
+    rows = quality_rows(ours[[p in LESIONS for p in our_labels]], encoder, name=f"our run after {seconds:.0f} processor seconds")[0]
+    rows += quality_rows(plain_ddpm.sample(peer, labels), encoder, name=f"plain diffusers DDPM after {seconds:.0f} processor seconds")[0]
+    return [r for r in rows if str(r["name"]).startswith(("kid", "coverage"))]
+
+
+def grid(real: Images, classes: Sequence[Pathology], fake: Images, labels: Sequence[Pathology], *, columns: int = 14) -> None:
+    """Real beside generated images, two rows a class (no public image is of a normal breast)."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    rows = []
+    for p in Pathology:
+        for title, images, known in ((f"{p.value}, real", real, classes), (f"{p.value}, generated", fake, labels)):
+            chosen = [image for image, label in zip(images, known, strict=True) if label is p][: 2 * columns]
+            if chosen:
+                tiles = np.concatenate([np.concatenate(chosen[i * columns : (i + 1) * columns], axis=1) for i in range(2)])
+                rows.append((title, tiles))
+    figure, axes = plt.subplots(len(rows), 1, figsize=(columns * 0.8, len(rows) * 1.95), layout="constrained")
+    for axis, (title, tiles) in zip(axes, rows, strict=True):
+        axis.imshow(tiles, cmap="gray", vmin=0, vmax=255)
+        axis.set_title(title, loc="left", fontsize=9)
+        axis.axis("off")
+    figure.savefig(RESULTS / "foundation.png", dpi=100)
+
+
+def bars(ours: Sequence[Mapping[str, object]], peers: Sequence[Mapping[str, object]]) -> None:
+    """AUC of both training sets on every holdout, with intervals."""
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6, 3.4), layout="constrained")
+    for shift, (name, rows) in enumerate((("foundation, no adaptation", ours), ("public real images", peers))):
+        values = np.array([[float(str(r[k])) for k in ("value", "low", "high")] for r in rows]).T
+        places = np.arange(len(rows)) + 0.25 * (shift - 0.5)
+        axes.errorbar(places, values[0], yerr=[values[0] - values[1], values[2] - values[0]], fmt="o", capsize=4, label=name)
+    axes.set(xticks=range(len(ours)), xticklabels=[*HOSPITALS, "mean"], ylabel="AUC on real holdout patients", ylim=(0.5, 1))
+    axes.legend(frameon=False)
+    figure.savefig(RESULTS / "foundation-auc.png", dpi=120)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(os.cpu_count() or 1)
+    main()

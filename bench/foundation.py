@@ -4,7 +4,7 @@ Expected before measuring: AUC near that of the public real images it was traine
 above the real-against-real floor; below a plain diffusers DDPM trained for the same processor seconds on the same shards.
 
 The peer is trained by ``bench.plain_ddpm`` (resumable, in ``bench/work``); beside it stands our own run as it was after the same seconds, with the
-learning rate still high. ``BUSGEN_BENCH_WORK`` names the folder that holds ``public`` and ``phantoms`` (shards), ``peer.run``, ``snapshot`` (our run).
+learning rate still high. ``BUSGEN_BENCH_WORK`` names the folder of ``public`` and ``phantoms`` (shards), ``peer.run`` and ``snapshot`` (our run).
 """
 
 import json

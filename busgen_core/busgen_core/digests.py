@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 
@@ -23,3 +24,12 @@ def canonical_json(value: object) -> bytes:
     b'{"a":[1.5],"b":1}'
     """
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def files_digest(digests: Mapping[str, str]) -> str:
+    """One digest for a set of files, from the SHA-256 of each.
+
+    >>> files_digest({"a": "00", "b": "11"}) == files_digest({"b": "11", "a": "00"})
+    True
+    """
+    return sha256_bytes(canonical_json(dict(digests)))

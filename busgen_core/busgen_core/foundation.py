@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from busgen_core.boxes import BoxDensity
-from busgen_core.digests import canonical_json, sha256_bytes, sha256_file
+from busgen_core.digests import files_digest, sha256_bytes, sha256_file
 from busgen_core.errors import CheckpointError
 from busgen_core.generator import Generator, LabelTables
 from busgen_core.wire import FOUNDATION_FILES
@@ -49,15 +49,6 @@ class Foundation:
     def devices(self) -> tuple[str, ...]:
         """Names of devices that can be asked for."""
         return self.network.devices
-
-
-def files_digest(digests: Mapping[str, str]) -> str:
-    """One digest for a set of files, from the SHA-256 of each.
-
-    >>> files_digest({"a": "00", "b": "11"}) == files_digest({"b": "11", "a": "00"})
-    True
-    """
-    return sha256_bytes(canonical_json(dict(digests)))
 
 
 def foundation_digest(folder: Path) -> str:

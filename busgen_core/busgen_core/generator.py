@@ -10,6 +10,7 @@ diffusers' EDM schedulers: the network sees c_in(sigma) x and c_noise(sigma) = l
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isqrt
 from types import MappingProxyType
 
 import torch
@@ -22,7 +23,7 @@ from busgen_core.conditions import REGION_PLANES, Encoded, table_sizes
 from busgen_core.errors import ConfigError
 
 SIGMA_DATA = 0.5  # standard deviation of the data, images in [-1, 1] (Karras et al. 2022, table 1)
-SIGMA_MIN, SIGMA_MAX = 0.01, 40.0  # noise levels between which images are sampled; 8-bit steps are 0.008 apart
+SIGMA_MIN, SIGMA_MAX = 0.01, 80.0  # noise levels between which images are sampled; 8-bit steps are 0.008 apart
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,12 +73,14 @@ class LabelTables(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers h
     Args:
         devices: Names that the device table knows, in order.
         width: Numbers of an embedding.
+        image_mean: Mean pixel of the training images in [-1, 1]: what sampling starts around. At the loudest level noisy images
+            are noise around their mean; noise around 0 instead made images .08 to .14 too bright.
     """
 
     config_name = "config.json"
 
     @register_to_config  # type: ignore[untyped-decorator]
-    def __init__(self, devices: Sequence[str] = (), width: int = 128) -> None:
+    def __init__(self, devices: Sequence[str] = (), width: int = 128, image_mean: float = 0.0) -> None:  # noqa: ARG002 - kept in the config
         super().__init__()
         pathology, birads, device = table_sizes(devices)
         self.pathology = nn.Embedding(pathology, width)
@@ -107,7 +110,7 @@ class Generator(nn.Module):
     @property
     def fold(self) -> int:
         """Side of a patch, px."""
-        return round(int(self.unet.config["out_channels"]) ** 0.5)
+        return isqrt(int(self.unet.config["out_channels"]))
 
     @property
     def image_px(self) -> int:
@@ -118,6 +121,11 @@ class Generator(nn.Module):
     def devices(self) -> tuple[str, ...]:
         """Names of devices that can be asked for."""
         return tuple(self.labels.config["devices"])
+
+    @property
+    def image_mean(self) -> float:
+        """Mean pixel of the training images, in [-1, 1]."""
+        return float(self.labels.config["image_mean"])
 
     @property
     def tables(self) -> tuple[int, int, int]:
@@ -196,7 +204,7 @@ def denoising_loss(
     Source: Karras et al. 2022, arXiv:2206.00364, equation 8 and table 1.
     """
     data = float(scheduler.config["sigma_data"])
-    clean = fold(images, round(noise.shape[1] ** 0.5))
+    clean = fold(images, isqrt(noise.shape[1]))
     sigma = sigmas[:, None, None, None]
     total = (sigma**2 + data**2).sqrt()
     noisy = clean + sigma * noise

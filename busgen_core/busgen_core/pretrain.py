@@ -15,9 +15,11 @@ from busgen_core.generator import build_scheduler
 from busgen_core.images import Box
 from busgen_core.labels import Pathology
 from busgen_core.shards import class_folders, read_labels
-from busgen_core.training import Log, Trained, TrainingPlan, train
+from busgen_core.tensors import to_unit
+from busgen_core.training import Log, Mixture, Trained, TrainingPlan, train
 
 LEAST_BOXES = 8  # of a class, for a density
+MEAN_OF = 2000  # images whose mean pixel is taken
 
 
 def pretrain(
@@ -39,8 +41,15 @@ def pretrain(
     """
     boxes = density(sources[0])
     trained = train(plan, sources, run_folder=out.with_name(out.name + ".run"), save_every=save_every, log=log, stop_after=stop_after)
+    trained.network.labels.register_to_config(image_mean=mean_pixel(sources, plan))
     card = model_card(plan, sources, trained, name=name)
     return save_foundation(out, network=trained.network, scheduler=build_scheduler(), boxes=boxes, card=card)
+
+
+def mean_pixel(sources: Sequence[Path], plan: TrainingPlan) -> float:
+    """Mean of 2,000 images as training draws them, in [-1, 1], to four digits."""
+    examples = Mixture(sources, plan).draw(np.random.default_rng(plan.seed), MEAN_OF, keep=np.ones(MEAN_OF, bool))
+    return round(float(to_unit(np.stack([e.image for e in examples])).mean()), 4)
 
 
 def density(source: Path) -> BoxDensity:

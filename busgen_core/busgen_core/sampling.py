@@ -60,7 +60,7 @@ def sample(
     start = [torch.randn(size, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     solver = EDMDPMSolverMultistepScheduler.from_config(scheduler.config)
     solver.set_timesteps(evaluations)
-    patches = (torch.stack(start) * solver.init_noise_sigma).to(device)
+    patches = (torch.stack(start) * solver.init_noise_sigma + network.image_mean).to(device)
     asked = _with_nulls(conditions, network) if guidance else conditions
     asked = asked.to(device)
     low_precision = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()

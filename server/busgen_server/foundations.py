@@ -23,7 +23,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from busgen_core.digests import canonical_json, sha256_bytes, sha256_file
+from busgen_core.digests import files_digest, sha256_bytes, sha256_file
 from busgen_core.errors import CheckpointError, ConfigError, InputError, StateError, StorageFullError
 from busgen_core.files import write_whole
 from busgen_core.transfer import folder_files, pack
@@ -141,15 +141,6 @@ def is_whole(data: Path, digest: str) -> bool:
         return files_digest({name: sha256_file(folder / name) for name in FOUNDATION_FILES}) == digest
     except OSError:
         return False
-
-
-def files_digest(digests: Mapping[str, str]) -> str:
-    """A foundation's digest from the SHA-256 of each file; ``busgen_core.foundation.files_digest`` without torch.
-
-    >>> files_digest({"a": "00", "b": "11"}) == files_digest({"b": "11", "a": "00"})
-    True
-    """
-    return sha256_bytes(canonical_json(dict(digests)))
 
 
 def add(settings: HubSettings, folder: Path, *, name: str | None = None) -> Version:

@@ -84,6 +84,7 @@ class Trainer:
             name=model_id,
             parameters={"epochs": EPOCHS, "images": len(images), "releases": ",".join(r.release_id for r in releases)},
             metrics={"train_seconds": time.monotonic() - started},
+            tracking_uri=self.settings.tracking_uri,
         )
         log.info("model.trained model=%s images=%d seconds=%.1f", model_id, len(images), time.monotonic() - started)
 
@@ -104,7 +105,10 @@ class Trainer:
                 results += self._result(model, site, found)
         self.store.upsert_results(results)
         for result in results:
-            track_model(self.settings.data, name=str(result.details["model"]), parameters={}, metrics={f"auc_{result.site}": result.auc})
+            metrics = {f"auc_{result.site}": result.auc}
+            track_model(
+                self.settings.data, name=str(result.details["model"]), parameters={}, metrics=metrics, tracking_uri=self.settings.tracking_uri
+            )
         self.store.set_campaign_state(campaign_id, "done")
         log.info("campaign.done campaign=%s releases=%d", campaign_id, len(releasing))
         return True

@@ -69,6 +69,14 @@ def test_the_card_says_what_it_was_trained_on(foundation: Path) -> None:
     assert DEVICE in card
 
 
+def test_sampling_starts_around_the_mean_of_the_training_images(foundation: Path) -> None:
+    """The mean pixel of the training images is in the folder, and the first noise lies around it."""
+    network = load_foundation(foundation).network
+    shards = [ShardStream(foundation.parent / "shards" / p.value, size=32, seed=0).read(0, 20) for p in Pathology]
+    mean = np.mean([e.image for found in shards for e in found]) / 127.5 - 1
+    assert network.image_mean == pytest.approx(mean, abs=0.02)
+
+
 def test_a_foundation_comes_back_as_it_was_saved(foundation: Path) -> None:
     """Weights, devices and digest are stable: loading twice gives the same answers."""
     one, two = load_foundation(foundation), load_foundation(foundation, expected_digest=foundation_digest(foundation))

@@ -1,5 +1,7 @@
 """The comparison as a whole: floor, matched sizes, report, refusals. A made-up encoder, so no torch."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -171,3 +173,9 @@ def test_the_picture_is_written(like: QualityReport, tmp_path: Path) -> None:
     assert "coverage" in (tmp_path / "report.svg").read_text()
     with pytest.raises(ConfigError, match="png"):
         draw(like, tmp_path / "report.pdf")
+
+
+def test_measures_need_no_torch() -> None:
+    """Comparing imports no torch, whose import takes seconds; only the shipped encoder does."""
+    code = "import sys, busgen_core.quality.compare, busgen_core.quality.plot; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -236,5 +236,5 @@ def test_the_published_network_is_imported_and_sampled_from_the_command_line(tmp
     assert run.invoke(app, asked, catch_exceptions=False).stdout.strip() == "2 images"
     found = ShardStream(tmp_path / "s", size=160, seed=0).read(0, 2)
     assert all(e.condition.pathology is Pathology.MALIGNANT and e.condition.box is not None for e in found)
-    normal = run.invoke(app, ["sample", str(tmp_path / "n"), "--foundation", str(tmp_path / "busgen"), "--count", "normal=1"])
+    normal = run.invoke(app, ["sample", str(tmp_path / "n"), "--foundation", str(tmp_path / "busgen"), "--count", "normal=1", "--evaluations", "2"])
     assert isinstance(normal.exception, LabelError)

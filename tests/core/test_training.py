@@ -240,5 +240,5 @@ def test_the_scheduler_is_diffusers_own() -> None:
     scheduler = build_scheduler()
     assert isinstance(scheduler, EDMDPMSolverMultistepScheduler)
     scheduler.set_timesteps(5)
-    assert scheduler.sigmas[0].item() == pytest.approx(40.0, rel=1e-4)
+    assert scheduler.sigmas[0].item() == pytest.approx(80.0, rel=1e-4)
     assert scheduler.sigmas[-1].item() == 0

@@ -233,11 +233,14 @@ def test_killed_while_copying(hub: HubSettings, tiny: Path, monkeypatch: pytest.
             add(hub, tiny)
     left = list((hub.data / "foundations").glob("*.new"))
     assert len(left) == (files > 0)
+    for folder in left:
+        (folder / "unet").mkdir(exist_ok=True)
+        (folder / "unet" / "torn.new").write_text("what was being written")
     assert versions(hub.data) == []
     assert sync(hub) == {}
     version = add(hub, tiny)
     assert is_whole(hub.data, version.digest)
-    assert not list((hub.data / "foundations").glob("*.new"))
+    assert on_disk(hub).keys() == {f"{version.digest}/{name}" for name in (*FOUNDATION_FILES, "version.json")}
 
 
 def test_a_full_disk_leaves_nothing(hub: HubSettings, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,6 +298,18 @@ def test_without_mlflow_a_version_is_kept(hub: HubSettings, tiny: Path, monkeypa
     assert registered(hub) == {}
     sync(hub)
     assert alias(hub) == foundation_digest(tiny)
+
+
+def test_runs_of_one_name_are_one_run(hub: HubSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A downstream model and the scores that come later are one run in the same MLflow, also from a relative data folder."""
+    monkeypatch.chdir(hub.data.parent)
+    tracking.track_model(Path("data"), name="m1", parameters={"epochs": 2}, metrics={"train_seconds": 1.5})
+    named = f"sqlite:///{hub.data / 'mlflow.sqlite'}"
+    tracking.track_model(Path("elsewhere"), name="m1", parameters={}, metrics={"auc_cairo": 0.75}, tracking_uri=named)
+    experiment = client(hub).get_experiment_by_name(tracking.EXPERIMENT)
+    (run,) = client(hub).search_runs([experiment.experiment_id])
+    assert (run.data.params, run.data.metrics) == ({"epochs": "2"}, {"train_seconds": 1.5, "auc_cairo": 0.75})
+    assert experiment.artifact_location == (hub.data / "mlflow").as_uri()
 
 
 def test_versions_are_named_by_first_digits(tmp_path: Path) -> None:
@@ -414,6 +429,7 @@ def test_a_campaign_hands_out_its_own_foundation(hub: HubSettings, tiny: Path, o
     assert unpack(whole) == folder_files(tiny, FOUNDATION_FILES)
     assert sha256_bytes(whole) == campaign.foundation_package
     assert len(packed) == 1
+    assert Packages(hub.data).package(campaign) == whole  # nor after the conductor was started anew
 
 
 @pytest.mark.usefixtures("flower_task")

@@ -145,7 +145,7 @@ def _expect(digest: str, expected: str | None, *, name: str) -> str:
 
 
 def _digest(files: Mapping[str, bytes]) -> str:
-    """Digest of the folder: names and bytes of its files, as of other foundations (``busgen_core.foundation.files_digest``)."""
+    """Digest of the folder: names and bytes of its files, as of other foundations (``busgen_core.digests.files_digest``)."""
     return sha256_bytes(canonical_json({name: sha256_bytes(files[name]) for name in OFFICIAL_FILES}))
 
 

@@ -20,7 +20,7 @@ DAMAGE = {"despeckled": (0.0, 1.0), "blurred": (0.0, 1.5), "stretched": (-0.5, 0
 DAMAGED_SHARE = 0.5  # of a batch
 EACH_DAMAGE = 0.5  # chance of each kind in a damaged frame
 MASK_SIDE = 8
-WEIGHT = {"labels": 1.0, "mask": 1.0, "damage": 6.0, "variance": 1.0, "covariance": 0.2}
+WEIGHT = {"labels": 1.0, "mask": 1.0, "damage": 10.0, "variance": 1.0, "covariance": 0.2}
 LABEL_WEIGHT = {"pathology": 2.0, "birads": 1.0}  # all others OTHER_LABEL: devices would drown the rest
 OTHER_LABEL = 0.5
 
@@ -56,18 +56,23 @@ def moved(planes: Tensor, *, draws: torch.Generator) -> Tensor:
 
 
 def damaged(images: Tensor, *, draws: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Some of the images damaged, and the strengths, float [n, kinds of DAMAGE], each as a share of the largest.
+    """Some of the images damaged, and how much, float [n, kinds of DAMAGE], as a share of the largest.
+
+    Blur, noise and despeckling are drawn as the square of a uniform share, which is what is to be found: slight damage is the
+    usual one and the harder to see.
 
     Args:
         images: float [n, 1, px, px] in [-1, 1].
     """
     low, high = torch.tensor(list(DAMAGE.values())).T
     chosen = (torch.rand(len(images), 1, generator=draws) < DAMAGED_SHARE) & (torch.rand(len(images), len(DAMAGE), generator=draws) < EACH_DAMAGE)
-    strength = (low + (high - low) * torch.rand(chosen.shape, generator=draws)) * chosen
+    uniform = torch.rand(chosen.shape, generator=draws)
+    both_ways = low < 0
+    strength = torch.where(both_ways, low + (high - low) * uniform, high * uniform.square()) * chosen
     by_kind = dict(zip(DAMAGE, strength.T, strict=True))
     images = degrade.blurred(degrade.despeckled(images, by_kind["despeckled"]), by_kind["blurred"])
     images = degrade.brightened(degrade.stretched(images, by_kind["stretched"]), by_kind["brightened"])
-    return degrade.noisy(images, by_kind["noisy"], draws=draws), strength / torch.maximum(high, -low)
+    return degrade.noisy(images, by_kind["noisy"], draws=draws), torch.where(both_ways, strength / torch.maximum(high, -low), uniform * chosen)
 
 
 def total_loss(

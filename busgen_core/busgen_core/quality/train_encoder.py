@@ -33,7 +33,7 @@ class EncoderPlan:
     """One training run; the card states it."""
 
     seed: int
-    steps: int = 2400
+    steps: int = 2000
     batch: int = 64  # half of them phantoms where there are public images
     learning_rate: float = 2e-3  # AdamW's, after ``warmup`` steps; then half a cosine to 0
     weight_decay: float = 0.05
@@ -79,7 +79,7 @@ def train_encoder(
         quiet: No progress bars.
 
     Returns:
-        Digest of the encoder. The same plan and images give the same weights on the same kind of machine.
+        Digest of the encoder. The same plan and images give the same weights on the same kind of machine with the same number of threads.
 
     Raises:
         CheckpointError: the checkpoint beside ``out`` belongs to another plan or cannot be read.

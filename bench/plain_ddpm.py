@@ -1,7 +1,7 @@
 """The peer of ``bench/foundation.py``: a plain diffusers DDPM on pixels, trained on the same shards for the same processor seconds.
 
 U-Net of the same widths as cpu-64 at 64 x 64 pixels, class label alone, epsilon loss, linear schedule of 1,000 steps, float32, AdamW, EMA: what
-diffusers' own training example does, at a width that two cores can train. Sampled by diffusers' DDIM. Resumable.
+diffusers' own training example does, at a width that two cores can train. Sampled by diffusers' DPM-Solver++. Resumable.
 """
 
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
+from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, UNet2DModel
 from diffusers.training_utils import EMAModel
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
@@ -110,16 +110,18 @@ def _resume(run: Path, model: UNet2DModel, optimizer: torch.optim.Optimizer, ave
 
 
 @torch.no_grad()
-def sample(model: UNet2DModel, labels: list[Pathology], *, steps: int = 50, seed: int = 0) -> NDArray[np.uint8]:
-    """Images by diffusers' DDIM, uint8 [n, 64, 64]."""
-    schedule = DDIMScheduler.from_config(DDPMScheduler().config)
-    schedule.set_timesteps(steps)
+def sample(model: UNet2DModel, labels: list[Pathology], *, steps: int = 25, seed: int = 0) -> NDArray[np.uint8]:
+    """Images by diffusers' DPM-Solver++ of order 2, uint8 [n, 64, 64]; 25 steps, where DDIM would need several times as many."""
     draws, found = torch.Generator().manual_seed(seed), []
-    for start in tqdm(range(0, len(labels), 32), desc="DDIM", unit="batch"):
+    for start in tqdm(range(0, len(labels), 32), desc="peer's samples", unit="batch"):
+        schedule = DPMSolverMultistepScheduler.from_config(DDPMScheduler().config)
+        schedule.set_timesteps(steps)
         classes = torch.tensor([p.class_index for p in labels[start : start + 32]])
         images = torch.randn(len(classes), 1, 64, 64, generator=draws)
         for t in schedule.timesteps:
-            images = schedule.step(model(images, t, class_labels=classes).sample, t, images).prev_sample
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=torch.cpu._is_avx512_bf16_supported()):
+                output = model(images, t, class_labels=classes).sample
+            images = schedule.step(output.float(), t, images).prev_sample
         found.append(to_bytes(images))
     return np.concatenate(found)
 

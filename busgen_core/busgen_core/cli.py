@@ -4,6 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import typer
 
 from busgen_core.console import run_command
@@ -123,6 +124,54 @@ def sample_command(
     boxes = BoxDensity.model_validate_json((SHIPPED / "boxes.json").read_text())
     source = OfficialFoundation(load_official(foundation), boxes) if official else load_foundation(foundation)
     typer.echo(f"{sample_folder(source, plan, out)} images")
+
+
+@app.command("train-encoder")
+def encoder_command(
+    out: Annotated[Path, typer.Argument(help="Folder of the encoder; its run state lies beside it in OUT.run.")],
+    steps: Annotated[int, typer.Option(help="Training steps.")] = 2000,
+    seed: Seed = 1,
+    phantoms: Annotated[int, typer.Option(help="Distinct phantom frames.")] = 6000,
+    public: Annotated[Path | None, typer.Option(help="Folder of public images with images.csv; phantoms alone without it.")] = None,
+) -> None:
+    """Train the encoder whose features measure image quality; started again, it goes on where it was.
+
+    Exit status: 0 done, 1 refused or invalid, 2 wrong usage.
+    """
+    from busgen_core.quality.train_encoder import EncoderPlan, train_encoder
+
+    digest = train_encoder(EncoderPlan(seed=seed, steps=steps, phantoms=phantoms), public=public, out=out)
+    typer.echo(f"encoder {digest}")
+
+
+@app.command("quality")
+def quality_command(
+    real: Annotated[Path, typer.Argument(help="Folder of real images with images.csv.")],
+    samples: Annotated[Path, typer.Argument(help="Folder of Parquet shards, as 'busgen-core sample' writes them.")],
+    plot: Annotated[Path | None, typer.Option(help="Picture to write, .png or .svg.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
+    seed: Seed = 0,
+) -> None:
+    """Measure generated images against real ones: KID, coverage, Vendi score, speckle, each beside the floor of two real halves.
+
+    Exit status: 0 done, 1 refused or invalid, 2 wrong usage.
+    """
+    from busgen_core.corpus import public_examples, read_table
+    from busgen_core.quality.compare import compare
+    from busgen_core.quality.encoder import load_encoder
+    from busgen_core.quality.plot import draw
+    from busgen_core.shards import ShardStream
+
+    encoder = load_encoder()
+    size = encoder.config.image_px
+    stream = ShardStream(samples, size=size, seed=seed)
+    pixels = np.stack([e.image for e in stream.read(0, len(stream))])
+    groups = [row.get("group") or row["file"] for row in read_table(real)]
+    originals = np.stack([e.image for e in public_examples(real, size=size)])
+    report = compare(originals, pixels, encoder=encoder, groups=groups, seed=seed)
+    if plot is not None:
+        draw(report, plot)
+    typer.echo(report.model_dump_json(indent=1) if as_json else report.table())
 
 
 @app.command("import-busgen")

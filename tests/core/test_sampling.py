@@ -13,12 +13,13 @@ from busgen_core.cli import app
 from busgen_core.conditions import Condition, Encoded, encode
 from busgen_core.errors import ConfigError, LabelError, StateError, StorageFullError
 from busgen_core.foundation import Foundation
-from busgen_core.generator import SIGMA_DATA, Generator, build_network, build_scheduler
+from busgen_core.generator import SIGMA_DATA, Generator, Shape, build_network, build_scheduler
 from busgen_core.labels import Birads, Pathology
 from busgen_core.official import OfficialSizes, OfficialUNet
 from busgen_core.sampling import Request, SamplePlan, draw, requests, sample, sample_folder
 from busgen_core.shards import ShardStream
 from tests.core.samples import TINY
+from tests.shared import shared_data
 
 BOX = (0.2, 0.2, 0.7, 0.6)
 CORNERS = [(float(x), 0.3, float(x) + 0.2, 0.6) for x in np.random.default_rng(0).uniform(0.1, 0.6, 50)]
@@ -238,3 +239,21 @@ def test_the_published_network_is_imported_and_sampled_from_the_command_line(tmp
     assert all(e.condition.pathology is Pathology.MALIGNANT and e.condition.box is not None for e in found)
     normal = run.invoke(app, ["sample", str(tmp_path / "n"), "--foundation", str(tmp_path / "busgen"), "--count", "normal=1", "--evaluations", "2"])
     assert isinstance(normal.exception, LabelError)
+
+
+def test_samples_are_measured_from_the_command_line(foundation: Foundation, tmp_path: Path) -> None:
+    """busgen-core quality prints every measure of sampled images beside its floor, and writes the picture."""
+    torch.manual_seed(0)
+    untrained = Foundation(network=build_network(Shape()).eval(), scheduler=build_scheduler(), boxes=foundation.boxes, digest="e" * 64)
+    sample_folder(untrained, SamplePlan(seed=1, counts={Pathology.BENIGN: 24}, evaluations=1), tmp_path / "s")
+    table = [line.split(",") for line in (shared_data() / "public" / "images.csv").read_text().splitlines()]
+    places = [table[0].index(column) for column in ("file", "mask_file", "pathology", "group")]
+    for place in ("images", "masks"):
+        (tmp_path / "public" / place).parent.mkdir(exist_ok=True)
+        (tmp_path / "public" / place).symlink_to(shared_data() / "public" / place)
+    (tmp_path / "public" / "images.csv").write_text("\n".join(",".join(row[p] for p in places) for row in table[:61]))
+    asked = ["quality", str(tmp_path / "public"), str(tmp_path / "s"), "--plot", str(tmp_path / "plot.png")]
+    printed = CliRunner().invoke(app, asked, catch_exceptions=False).stdout
+    assert "60 real images" in printed
+    assert all(measure in printed for measure in ("kid", "coverage", "vendi", "floor"))
+    assert (tmp_path / "plot.png").stat().st_size > 10_000

@@ -23,7 +23,7 @@ from busgen_core.official import OfficialGenerator, sample_official
 from busgen_core.shards import Example, shard_bytes
 from busgen_core.tensors import to_bytes
 
-EVALUATIONS = 12  # chosen by KID against evaluations: bench/sampling.py
+EVALUATIONS = 8  # chosen by KID against evaluations: bench/sampling.py
 OFFICIAL_EVALUATIONS, OFFICIAL_GUIDANCE = 50, 1.8  # as published: docs/adr/0010-official-network.md
 AT_ONCE = 32  # images in a batch: more are no faster on two cores
 

@@ -7,7 +7,17 @@ from scipy.ndimage import gaussian_filter
 
 from busgen_core.errors import ConfigError, CorruptImageError, InputError
 from busgen_core.quality.samples import Floats
-from busgen_core.quality.speckle import PATCHES, envelope, frame_statistics, grain_px, homogeneous_patches, ratio, speckle, without_plane
+from busgen_core.quality.speckle import (
+    PATCHES,
+    envelope,
+    frame_statistics,
+    grain_px,
+    homogeneous_patches,
+    ratio,
+    speckle,
+    without_layers,
+    without_plane,
+)
 
 RANGE_DB = 60.0
 
@@ -69,6 +79,17 @@ def test_grain_width_is_the_known_one(axial: float, lateral: float) -> None:
     assert grain_px(noise, axis=-1).mean() == pytest.approx(2.355 * np.sqrt(2) * lateral, rel=0.05)
 
 
+@pytest.mark.parametrize(("sigma", "read"), [(1e-3, 0.94), (1.0, 2.81), (1.5, 3.77)])
+def test_grain_in_a_patch_reads_as_documented(sigma: float, read: float) -> None:
+    """A patch holds few grains, so a width reads low by a known amount; layers across the patch do not move it."""
+    noise = gaussian_filter(np.random.default_rng(1).normal(size=(500, 64, 64)), (0, 0.7, sigma))[:, 24:40, 24:40]
+    layers = 3 * noise.std() * np.random.default_rng(2).normal(size=(500, 16, 1))
+    plain, layered = (grain_px(without_layers(patches), axis=-1).mean() for patches in (noise, noise + layers))
+    assert plain == pytest.approx(read, abs=0.05)
+    assert layered == pytest.approx(plain)
+    assert grain_px(without_plane(noise + layers), axis=-1).mean() > plain + 3  # the test has teeth
+
+
 def test_width_and_plane_equal_slow_twins() -> None:
     """Vectorised width and plane equal loops and least squares, also where the half is never crossed."""
     rng = np.random.default_rng(1)
@@ -79,6 +100,8 @@ def test_width_and_plane_equal_slow_twins() -> None:
         fit = np.linalg.lstsq(design, patch.ravel(), rcond=None)[0]
         assert rest == pytest.approx(patch - (design @ fit).reshape(16, 16))
         assert ratio(patch) == pytest.approx(patch.mean() / rest.std())
+        slow = [[patch[i, j] - patch[i].mean() - patch[:, j].mean() + patch.mean() for j in range(16)] for i in range(16)]
+        assert without_layers(patch) == pytest.approx(np.array(slow))
     smooth = gaussian_filter(patches, (0, 2, 1))
     for stack in (patches, smooth, np.ones((1, 16, 16))):
         for axis, down_ in ((-2, True), (-1, False)):

@@ -116,8 +116,18 @@ def without_plane(patches: Floats) -> Floats:
     return rest
 
 
+def without_layers(patches: Floats) -> Floats:
+    """Patches [..., px, px] less the mean of each of their rows and columns: tissue layers and shadow edges, which are no grain.
+
+    Grains that are wide beside the patch lose some of their width with it: of 16 px, 1 px reads as 0.94, 3.3 px as 2.8, 5 px as 3.8.
+    """
+    rows, columns = patches.mean(axis=-1, keepdims=True), patches.mean(axis=-2, keepdims=True)
+    rest: Floats = patches - rows - columns + patches.mean(axis=(-2, -1), keepdims=True)
+    return rest
+
+
 def grain_px(rest: Floats, *, axis: int) -> Floats:
-    """Full width at half maximum, px, of the autocorrelation of plane-free patches [..., px, px] along ``axis`` (-2 down, -1 across).
+    """Full width at half maximum, px, of the autocorrelation of patches of mean 0, [..., px, px], along ``axis`` (-2 down, -1 across).
 
     The half is crossed on a straight line between two lags; where it is never crossed the width is twice the longest lag, half a
     patch. White noise gives 1 px.
@@ -138,7 +148,7 @@ def grain_px(rest: Floats, *, axis: int) -> Floats:
 def _statistics(images: NDArray[np.uint8], dynamic_range_db: float) -> Floats:
     patches = homogeneous_patches(images)
     there = np.isfinite(patches[..., 0, 0])
-    rest = without_plane(patches)
+    rest = without_layers(patches)
     columns = [ratio(envelope(patches, dynamic_range_db=dynamic_range_db)), ratio(patches), grain_px(rest, axis=-2), grain_px(rest, axis=-1)]
     total = np.stack([np.where(there, column, 0.0).sum(axis=1) for column in columns], axis=1)
     with np.errstate(invalid="ignore"):

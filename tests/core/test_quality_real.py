@@ -20,6 +20,7 @@ from busgen_core.tensors import to_bytes, to_unit
 from tests.shared import shared_data
 
 FLOOR_HIGH = 0.06  # above every floor of halves of a hospital that was measured, in units of KID
+SLOWLY = [pytest.param(name, marks=pytest.mark.slow) for name in ("rio", "cairo", "warsaw")]
 
 Texts = NDArray[np.str_]
 
@@ -52,7 +53,7 @@ def between(name: str, here: Indices, there: Indices, other: Floats | None = Non
     return kid_value(rows[here], rows[there] if other is None else other, *numbered)
 
 
-@pytest.mark.parametrize("name", ["public", "rio", "cairo", "warsaw"])
+@pytest.mark.parametrize("name", ["public", *SLOWLY])
 def test_halves_of_a_hospital_are_the_same_to_it(name: str) -> None:
     """Between random halves of a hospital, patients apart, KID is about 0: on average, and in every split below FLOOR_HIGH."""
     values = [between(name, split.here, split.there) for split in halves(name)[1]]
@@ -60,6 +61,7 @@ def test_halves_of_a_hospital_are_the_same_to_it(name: str) -> None:
     assert max(values) < FLOOR_HIGH
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("a", "b"), [("public", "cairo"), ("public", "rio"), ("public", "warsaw"), ("rio", "cairo"), ("cairo", "warsaw")])
 def test_hospitals_are_told_apart(a: str, b: str) -> None:
     """Two hospitals are further apart than halves of one; the whole interval is."""
@@ -89,7 +91,7 @@ DAMAGE: dict[str, tuple[Callable[[Tensor, float], Tensor], tuple[float, ...]]] =
 }
 
 
-@pytest.mark.parametrize("name", ["public", "rio"])
+@pytest.mark.parametrize("name", ["public", SLOWLY[0]])
 @pytest.mark.parametrize(("damage", "strengths"), DAMAGE.values(), ids=DAMAGE)
 def test_kid_rises_with_every_damage(name: str, damage: Callable[[Tensor, float], Tensor], strengths: tuple[float, ...]) -> None:
     """Half of the patients damaged, against the other half: KID rises with every step of the strength, and ends above the floor."""
@@ -102,7 +104,7 @@ def test_kid_rises_with_every_damage(name: str, damage: Callable[[Tensor, float]
     assert values[-1] > FLOOR_HIGH
 
 
-@pytest.mark.parametrize("name", ["public", "rio"])
+@pytest.mark.parametrize("name", ["public", SLOWLY[0]])
 def test_kid_rises_with_a_wrong_mixture_of_labels(name: str) -> None:
     """The same patients' images with more and more malignant ones than the hospital has: KID rises, and is seen when all are malignant."""
     split, labels, rng = halves(name)[1][0], hospital(name)[1]["pathology"], np.random.default_rng(1)
@@ -118,6 +120,7 @@ def test_kid_rises_with_a_wrong_mixture_of_labels(name: str) -> None:
     assert values[-1] > FLOOR_HIGH
 
 
+@pytest.mark.slow
 def test_a_report_on_real_images_finds_what_was_done_to_them() -> None:
     """Real against other real images of the hospital: at the floor. The same blurred by 1 px: KID, coverage and speckle all say so."""
     images, columns = hospital("rio")

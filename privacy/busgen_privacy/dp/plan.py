@@ -15,9 +15,9 @@ Subset = Literal["class-embedding", "bias-norm"]
 
 # Trained numbers of each subset in the shipped network, smallest first; a test counts them.
 SUBSET_SIZE: Mapping[Subset, int] = MappingProxyType({"class-embedding": 384, "bias-norm": 10436})
-# Adam's step sizes. Rehearsed on phantoms of another gain, 300 simulated patients, epsilon 8, 60 steps, loss of held-out phantoms:
-# class-embedding .13238 before, .13225 at 5e-3, .13209 at 2e-2; bias-norm .13134 before, .13108 at 1e-3 (other rates not tried).
-# Change them by phantoms or `public` alone: tuning on a hospital's images would cost budget.
+# Adam's step sizes. Rehearsed on the foundation before this one (v-prediction; phantoms of another gain, 300 simulated patients, epsilon 8, 60
+# steps, loss of held-out phantoms: class-embedding .13238 before, .13225 at 5e-3, .13209 at 2e-2; bias-norm .13134 before, .13108 at 1e-3), not
+# yet on this one. Change them by phantoms or `public` alone: tuning on a hospital's images would cost budget.
 LEARNING_RATE: Mapping[Subset, float] = MappingProxyType({"class-embedding": 2e-2, "bias-norm": 1e-3})
 
 

@@ -10,9 +10,10 @@ learning rate still high. ``BUSGEN_BENCH_WORK`` names the folder of ``public`` a
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -82,6 +83,17 @@ def scored(images: Images, labels: Sequence[Pathology], tests: Mapping[str, Hold
     return {hospital: np.stack([model.predict(test.images) for model in models]) for hospital, test in tests.items()}
 
 
+def remembered(name: str, make: Callable[[], dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
+    """What ``make`` gives, kept in ``bench/work``, so that a run that was stopped goes on."""
+    file = WORK / f"{name}.npz"
+    if not file.exists():
+        WORK.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(WORK / "new.npz", **make())
+        (WORK / "new.npz").replace(file)
+    with np.load(file) as kept:
+        return dict(kept)
+
+
 def auc_rows(
     name: str, predictions: Mapping[str, NDArray[np.float64]], tests: Mapping[str, Holdout], peers: Mapping[str, float]
 ) -> list[dict[str, object]]:
@@ -135,7 +147,7 @@ def quality_rows(images: Images, encoder: Encoder, *, name: str) -> tuple[list[d
     report = compare(real, images, encoder=encoder, groups=groups, seed=0)
     rows = []
     for m in report.measures:
-        floor = {"peer": f"public real halves, {m.floor.low:.3g} to {m.floor.high:.3g}", "peer_value": m.floor.median}
+        floor = {"peer": f"public real halves, {m.floor.low:.3g} to {m.floor.high:.3g}", "peer_value": m.floor.mean}
         rows.append(row(f"{m.name} to public lesions: {name}", m.value, m.name, low=m.low, high=m.high, **floor))
     return rows, report
 
@@ -146,12 +158,16 @@ def main() -> None:
     foundation, encoder = load_foundation(SHIPPED), shipped_encoder()
     tests = {hospital: holdout(hospital) for hospital in HOSPITALS}
     real, classes, _ = public_images(LESIONS)
-    fake, labels = generated(foundation, per_class=PER_CLASS)
+    labels = SamplePlan(seed=11, counts=dict.fromkeys(Pathology, PER_CLASS)).pathologies
+    fake = remembered(f"images-{foundation.digest}-{PER_CLASS}", lambda: {"images": generated(foundation, per_class=PER_CLASS)[0]})["images"]
     lesions = np.array([p in LESIONS for p in labels])
-    predictions = scored(real, classes, tests, name="public real images")
+    predictions = remembered("public", lambda: scored(real, classes, tests, name="public real images"))
     peer_rows = auc_rows("public real images", predictions, tests, {})
     peers = dict(zip([*HOSPITALS, "mean"], (float(str(r["value"])) for r in peer_rows), strict=True))
-    predictions = scored(fake[lesions], [p for p in labels if p in LESIONS], tests, name="the foundation")
+    lesion_labels = [p for p in labels if p in LESIONS]
+    predictions = remembered(
+        f"foundation-{foundation.digest}-{PER_CLASS}", lambda: scored(fake[lesions], lesion_labels, tests, name="the foundation")
+    )
     name = f"the foundation, {PER_CLASS} images a class"
     our_rows = auc_rows(name, predictions, tests, peers)
     rows = [*our_rows, *peer_rows]

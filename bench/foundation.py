@@ -230,5 +230,5 @@ def bars(ours: Sequence[Mapping[str, object]], peers: Sequence[Mapping[str, obje
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(int(os.environ.get("BUSGEN_BENCH_THREADS", os.cpu_count() or 1)))
     main()

@@ -153,7 +153,7 @@ def quality_rows(images: Images, encoder: Encoder, *, name: str) -> tuple[list[d
 
 
 def main() -> None:
-    """Measure and write ``bench/results/foundation.json``, ``foundation.png`` (grid) and ``foundation-auc.png``."""
+    """Measure and write ``bench/results/foundation.json``, ``foundation.png`` (grid), ``foundation-auc.png``; real images beside generated ones in WORK."""
     started = time.perf_counter()
     foundation, encoder = load_foundation(SHIPPED), shipped_encoder()
     tests = {hospital: holdout(hospital) for hospital in HOSPITALS}
@@ -177,42 +177,57 @@ def main() -> None:
         r["seconds"] = r["seconds"] or round(time.perf_counter() - started, 1)
     write("foundation", rows)
     (RESULTS / "foundation-quality.json").write_text(report.model_dump_json(indent=1) + "\n")
-    grid(real, classes, fake, labels)
+    grid({f"{p.value}, generated": chosen(fake, labels, p) for p in Pathology}, RESULTS / "foundation.png")
+    beside = [(f"{p.value}, {kind}", chosen(i, k, p)) for p in LESIONS for kind, i, k in (("real", real, classes), ("generated", fake, labels))]
+    grid(dict(beside), WORK / "foundation-beside-real.png")  # real images stay outside the repository
     bars(our_rows, peer_rows)
 
 
 def same_seconds(foundation: Foundation, encoder: Encoder) -> list[dict[str, object]]:
     """KID after the same processor seconds: our run's snapshot and the plain DDPM."""
-    network, seconds = snapshot(foundation)
-    sources = [WORK / "public", WORK / "phantoms"]
-    peer = plain_ddpm.train(sources, (0.85, 0.15), WORK / "peer.run", seconds=seconds)
-    labels = [LESIONS[i % 2] for i in range(PEER_IMAGES)]
-    ours, our_labels = generated(foundation, per_class=PEER_IMAGES // 2, network=network)
-    rows = quality_rows(ours[[p in LESIONS for p in our_labels]], encoder, name=f"our run after {seconds:.0f} processor seconds")[0]
-    rows += quality_rows(plain_ddpm.sample(peer, labels), encoder, name=f"plain diffusers DDPM after {seconds:.0f} processor seconds")[0]
+    ours, peers, seconds = rivals(foundation)
+    rows = quality_rows(ours, encoder, name=f"our run after {seconds:.0f} processor seconds")[0]
+    kept = peers[peers.min(axis=(1, 2)) < peers.max(axis=(1, 2))]
+    name = f"plain diffusers DDPM after {seconds:.0f} processor seconds, {len(peers) - len(kept)} of {len(peers)} frames constant and left out"
+    rows += quality_rows(kept, encoder, name=name)[0]
     return [r for r in rows if str(r["name"]).startswith(("kid", "coverage"))]
 
 
-def grid(real: Images, classes: Sequence[Pathology], fake: Images, labels: Sequence[Pathology], *, columns: int = 14) -> None:
-    """Real beside generated images, two rows a class (no public image is of a normal breast)."""
+def rivals(foundation: Foundation) -> tuple[Images, Images, float]:
+    """Lesion images of our run's snapshot and of the peer, and the processor seconds of both."""
+    network, seconds = snapshot(foundation)
+
+    def ours() -> dict[str, Images]:
+        images, labels = generated(foundation, per_class=PEER_IMAGES // 2, network=network)
+        return {"images": images[[p in LESIONS for p in labels]]}
+
+    def peers() -> dict[str, Images]:
+        model = plain_ddpm.train([WORK / "public", WORK / "phantoms"], (0.85, 0.15), WORK / "peer.run", seconds=seconds)
+        return {"images": plain_ddpm.sample(model, [LESIONS[i % 2] for i in range(PEER_IMAGES)])}
+
+    return remembered("snapshot-images", ours)["images"], remembered("peer-images", peers)["images"], seconds
+
+
+def chosen(images: Images, labels: Sequence[Pathology], pathology: Pathology, *, count: int = 28) -> list[Images]:
+    """The first images of a class."""
+    return [image for image, label in zip(images, labels, strict=True) if label is pathology][:count]
+
+
+def grid(rows: Mapping[str, list[Images]], file: Path) -> None:
+    """Two rows of images for each title."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    rows = []
-    for p in Pathology:
-        for title, images, known in ((f"{p.value}, real", real, classes), (f"{p.value}, generated", fake, labels)):
-            chosen = [image for image, label in zip(images, known, strict=True) if label is p][: 2 * columns]
-            if chosen:
-                tiles = np.concatenate([np.concatenate(chosen[i * columns : (i + 1) * columns], axis=1) for i in range(2)])
-                rows.append((title, tiles))
+    columns = len(next(iter(rows.values()))) // 2
     figure, axes = plt.subplots(len(rows), 1, figsize=(columns * 0.8, len(rows) * 1.95), layout="constrained")
-    for axis, (title, tiles) in zip(axes, rows, strict=True):
+    for axis, (title, images) in zip(axes, rows.items(), strict=True):
+        tiles = np.concatenate([np.concatenate(images[i * columns : (i + 1) * columns], axis=1) for i in range(2)])
         axis.imshow(tiles, cmap="gray", vmin=0, vmax=255)
         axis.set_title(title, loc="left", fontsize=9)
         axis.axis("off")
-    figure.savefig(RESULTS / "foundation.png", dpi=100)
+    figure.savefig(file, dpi=100)
 
 
 def bars(ours: Sequence[Mapping[str, object]], peers: Sequence[Mapping[str, object]]) -> None:

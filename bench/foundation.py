@@ -153,7 +153,7 @@ def quality_rows(images: Images, encoder: Encoder, *, name: str) -> tuple[list[d
 
 
 def main() -> None:
-    """Measure and write ``bench/results/foundation.json``, ``foundation.png`` (grid), ``foundation-auc.png``; real images beside generated ones in WORK."""
+    """Measure and write ``bench/results/foundation{.json,.png,-auc.png,-quality.json}``; real images beside generated ones go to WORK."""
     started = time.perf_counter()
     foundation, encoder = load_foundation(SHIPPED), shipped_encoder()
     tests = {hospital: holdout(hospital) for hospital in HOSPITALS}

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from busgen_core.conditions import Condition
 from busgen_core.errors import ConfigError, CorruptImageError, TableError
 from busgen_core.files import write_whole
-from busgen_core.images import Box, resize_gray
+from busgen_core.images import Box, mask_box, resize_gray
 from busgen_core.labels import Pathology, parse_birads, parse_pathology
 from busgen_core.phantom import simulate_batch
 from busgen_core.shards import Example, write_shards
@@ -132,15 +132,6 @@ def _frames(folder: Path, row: Mapping[str, str], number: int) -> list[tuple[Gra
     if box is not None and (strip := _lesion_free(gray, box)) is not None:
         found.append((strip, Condition(pathology=Pathology.NORMAL, device=device)))
     return found
-
-
-def mask_box(mask: Mask) -> Box | None:
-    """Box of a mask as fractions of width and height; None for an empty mask."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    if not rows.size:
-        return None
-    height, width = mask.shape
-    return (float(columns[0] / width), float(rows[0] / height), float((columns[-1] + 1) / width), float((rows[-1] + 1) / height))
 
 
 def _lesion_free(gray: Gray, box: Box) -> Gray | None:

@@ -61,6 +61,15 @@ def resize_gray(gray: NDArray[np.uint8], *, size: int) -> NDArray[np.uint8]:
     return np.asarray(PillowImage.fromarray(gray).resize((size, size), PillowImage.Resampling.LANCZOS))
 
 
+def mask_box(mask: NDArray[np.bool_]) -> Box | None:
+    """Box of a mask as fractions of width and height; None for an empty mask."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not rows.size:
+        return None
+    height, width = mask.shape
+    return (float(columns[0] / width), float(rows[0] / height), float((columns[-1] + 1) / width), float((rows[-1] + 1) / height))
+
+
 def encode_png(gray: NDArray[np.uint8]) -> bytes:
     """Encode uint8 [rows, columns] as PNG without any metadata."""
     out = io.BytesIO()

@@ -23,7 +23,6 @@ class Pathology(StrEnum):
 
 
 NULL_INDEX = len(Pathology)  # the generator's "no label given"
-CLASS_COUNT = NULL_INDEX + 1
 
 
 def parse_pathology(text: str) -> Pathology:

@@ -13,9 +13,10 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from busgen_core.cli import SHIPPED, app
-from busgen_core.corpus import mask_box, pack_public, public_examples
+from busgen_core.corpus import pack_public, public_examples
 from busgen_core.errors import CheckpointError, ConfigError, CorruptImageError, LabelError, TableError
 from busgen_core.foundation import foundation_digest, load_foundation, unpack_foundation
+from busgen_core.images import mask_box
 from busgen_core.labels import Pathology, parse_birads, parse_pathology
 from busgen_core.phantom import SCANNERS
 from busgen_core.pretrain import density, pretrain

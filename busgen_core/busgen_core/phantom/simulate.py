@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from busgen_core.errors import ConfigError
-from busgen_core.images import Box
+from busgen_core.images import Box, mask_box
 from busgen_core.labels import Birads, Pathology
 from busgen_core.phantom.descriptors import Descriptors, category
 from busgen_core.phantom.render import ACROSS, DOWN, render
@@ -111,11 +111,6 @@ def _phantom(scene: Scene, image: NDArray[np.uint8], mask: NDArray[np.bool_]) ->
         birads=Birads.ONE if scene.descriptors is None else category(scene.descriptors),
         descriptors=scene.descriptors,
         mask=mask if known else None,
-        box=_box(mask) if known else None,
+        box=mask_box(mask) if known else None,
         scanner=scene.name,
     )
-
-
-def _box(mask: NDArray[np.bool_]) -> Box:
-    rows, columns, size = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0)), len(mask)
-    return (float(columns[0] / size), float(rows[0] / size), float((columns[-1] + 1) / size), float((rows[-1] + 1) / size))

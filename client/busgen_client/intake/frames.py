@@ -11,6 +11,7 @@ from PIL import Image as PillowImage
 from PIL import UnidentifiedImageError
 
 from busgen_client.intake.findings import Code, QuarantineError
+from busgen_core import images
 
 Gray = NDArray[np.uint8]
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1
@@ -135,9 +136,4 @@ def mask_box(mask: Gray) -> Box | None:
     >>> mask_box(np.array([[0, 255], [0, 0]], np.uint8))
     (0.5, 0.0, 1.0, 0.5)
     """
-    lit = mask > mask.max() / 2  # masks come as 0/1 and as 0/255
-    rows, columns = np.flatnonzero(lit.any(axis=1)), np.flatnonzero(lit.any(axis=0))
-    if not rows.size:
-        return None
-    height, width = mask.shape
-    return (float(columns[0] / width), float(rows[0] / height), float((columns[-1] + 1) / width), float((rows[-1] + 1) / height))
+    return images.mask_box(mask > mask.max() / 2)  # masks come as 0/1 and as 0/255

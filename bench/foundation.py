@@ -65,9 +65,16 @@ def holdout(hospital: str) -> Holdout:
     return Holdout(np.stack([examples[i].image for i in kept]), truth, groups)
 
 
-def generated(foundation: Foundation, *, per_class: int, network: Generator | None = None, seed: int = 11) -> tuple[Images, list[Pathology]]:
-    """``per_class`` images of each of the three classes."""
-    plan = SamplePlan(seed=seed, counts=dict.fromkeys(Pathology, per_class))
+def generated(
+    foundation: Foundation,
+    *,
+    per_class: int,
+    network: Generator | None = None,
+    seed: int = 11,
+    classes: Sequence[Pathology] = tuple(Pathology),
+) -> tuple[Images, list[Pathology]]:
+    """``per_class`` images of each class."""
+    plan = SamplePlan(seed=seed, counts=dict.fromkeys(classes, per_class))
     wanted = requests(plan, foundation)
     found = [
         image

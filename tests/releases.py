@@ -26,11 +26,12 @@ from busgen_core.repository import SyntheticImage, croissant, dataset_card, writ
 
 NODE, OFFICER, STRANGER = (SigningKey(Ed25519PrivateKey.from_private_bytes(bytes([n] * 32))) for n in (1, 2, 3))
 TRUSTED = TrustedKeys(site="cairo", node=NODE.public, officer=OFFICER.public)
-PLAN: Mapping[str, str | int | float] = {"noise_multiplier": 7.04, "patient_rate": 0.25, "steps": 400, "delta": 1e-5}
+MECHANISM = {"mechanism": "dp-sgd", "noise_multiplier": 7.04, "sample_rate": 0.25, "count": 400}
+PLAN: Mapping[str, object] = {"mechanisms": [MECHANISM], "delta": 1e-5}
 EVENTS = (
     Event(mechanism="dp-sgd", account="members", noise_multiplier=7.04, sample_rate=0.25, count=400),
-    Event(mechanism="audit", account="members", noise_multiplier=4.0, sample_rate=1.0, count=1),
-    Event(mechanism="audit", account="holdout", noise_multiplier=4.0, sample_rate=1.0, count=1),
+    Event(mechanism="audit figures", account="members", noise_multiplier=4.0, sample_rate=1.0, count=1),
+    Event(mechanism="audit figures", account="holdout", noise_multiplier=4.0, sample_rate=1.0, count=1),
 )
 PRIVACY = PrivacyStatement(
     epsilon=3.5,

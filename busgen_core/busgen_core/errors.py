@@ -16,6 +16,7 @@ BusgenError
 ├── ReleaseRefusedError         the rules of the hospital or the gate say no
 │   ├── BudgetExceededError
 │   ├── PolicyError
+│   ├── ConsentWithdrawnError
 │   └── GateRefusedError
 ├── LedgerError                 the ledger was edited, torn or is locked
 ├── WatchdogError               a privacy invariant broke while adapting
@@ -131,6 +132,12 @@ class PolicyError(ReleaseRefusedError):
     """A campaign asks for more than the hospital's policy allows."""
 
     code = "policy-declined"
+
+
+class ConsentWithdrawnError(ReleaseRefusedError):
+    """A patient of this job's cohort withdrew consent before the release; nothing of the job may leave."""
+
+    code = "consent-withdrawn"
 
 
 class GateRefusedError(ReleaseRefusedError):

@@ -32,6 +32,8 @@ MAX_MANIFEST = 1024 * 1024  # bytes; ours have about 4 KiB
 
 Account = Literal["members", "holdout"]
 ShortText = Annotated[str, Field(max_length=1000)]
+PlanKey = Annotated[str, Field(max_length=100)]
+PlanValue = ShortText | int | float | None
 
 
 def _iso_date(text: str) -> str:
@@ -113,7 +115,7 @@ class Manifest(CanonicalModel):
     created: IsoDate
     software: ShortText
     foundation: Digest
-    plan: Mapping[Annotated[str, Field(max_length=100)], ShortText | int | float]
+    plan: Mapping[PlanKey, PlanValue | Mapping[PlanKey, PlanValue] | Annotated[tuple[Mapping[PlanKey, PlanValue], ...], Field(max_length=20)]]
     privacy: PrivacyStatement
     ledger_head: Digest
     gate: GateVerdict
@@ -163,7 +165,7 @@ def build_manifest(
     created: str,
     software: str,
     foundation: str,
-    plan: Mapping[str, str | int | float],
+    plan: Mapping[str, object],
     privacy: PrivacyStatement,
     ledger_head: str,
     gate: GateVerdict,

@@ -18,7 +18,7 @@ from busgen_core.labels import Pathology
 from busgen_core.wire import BinnedCounts
 
 Floats = NDArray[np.float64]
-Gaussian = Callable[[int], Floats]  # that many independent standard normal numbers
+Mechanism = Callable[[Floats], Floats]  # exact counts in, the same with independent Gaussian noise on each out
 
 CLASSES = (Pathology.BENIGN, Pathology.MALIGNANT)  # rows of every histogram
 SUPPRESS_BELOW = 5.0  # patients; the usual smallest cell of health statistics
@@ -119,16 +119,17 @@ def patient_counts(scores: Floats, labels: Sequence[Pathology], patients: Sequen
     return counts
 
 
-def noised(counts: Floats, *, noise: float, gaussian: Gaussian, suppress_below: float = SUPPRESS_BELOW) -> BinnedCounts:
+def noised(counts: Floats, *, noise: float, mechanism: Mechanism, suppress_below: float = SUPPRESS_BELOW) -> BinnedCounts:
     """The histogram as it may leave: Gaussian noise on every cell, then small cells hidden.
 
     Args:
         counts: Result of ``patient_counts``, [2, bins].
         noise: Standard deviation in patients; with sensitivity 1 it is also the noise multiplier of the accountant.
-        gaussian: Standard normal numbers, from a cryptographic generator outside tests.
+        mechanism: Adds that noise; outside tests it draws from a cryptographic generator, on a grid, so that the low
+            bits of a sum of doubles betray nothing (``busgen_privacy.dp.noise.noised``).
 
     Raises:
-        ConfigError: ``noise`` is not above 0, or the generator returned another number of values.
+        ConfigError: ``noise`` is not above 0, or the mechanism returned another number of values.
 
     Guarantees:
         The noise alone carries the promise. Totals are sums of noised cells. Hiding comes after noise and is a
@@ -137,10 +138,9 @@ def noised(counts: Floats, *, noise: float, gaussian: Gaussian, suppress_below: 
     """
     if not noise > 0:
         raise ConfigError(f"noise={noise} must be above 0: exact counts of patients never leave")
-    draws = np.asarray(gaussian(counts.size), np.float64)
-    if draws.shape != (counts.size,):
-        raise ConfigError("the noise generator did not return one number for each cell")
-    cells = counts + noise * draws.reshape(counts.shape)
+    cells = np.asarray(mechanism(counts), np.float64)
+    if cells.shape != counts.shape:
+        raise ConfigError("the noise mechanism did not return one number for each cell")
     hidden = _hidden(cells[None], suppress_below)[0]
     rows = [tuple(None if hide else float(cell) for cell, hide in zip(*row, strict=True)) for row in zip(cells, hidden, strict=True)]
     benign_total, malignant_total = map(float, cells.sum(axis=1))

@@ -85,6 +85,7 @@ class HelloReply(Payload):
     worker_alive: bool
     disk_free_mb: int
     problems: tuple[str, ...] = ()  # stable codes, no free text
+    withdrawal_notices: tuple[Name, ...] = ()  # campaigns whose release from here holds a withdrawn patient; no number, no identity
 
 
 class Offer(Payload):
@@ -105,6 +106,7 @@ class JobStatus(Payload):
     release_id: str = ""
     release_bytes: int = 0
     release_sha256: str = ""
+    withdrawal_notice: bool = False  # the release holds a patient who withdrew consent since; no number, no identity
 
 
 class StatusRequest(Payload):

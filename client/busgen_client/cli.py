@@ -9,6 +9,8 @@ import tomli_w
 import typer
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from busgen_client.cli_options import NODE_TOML, AsJson, Config
+from busgen_client.cli_privacy import consent_app, ledger_app
 from busgen_client.cohort import CohortStore
 from busgen_client.database import open_store
 from busgen_client.doctor import examine
@@ -21,20 +23,15 @@ from busgen_core.console import print_rows, run_command
 from busgen_core.errors import ConfigError, InputError, StateError
 from busgen_core.supervise import Program, environment, supervise
 from busgen_core.wire import Digest, JobState
-from busgen_privacy.ledger import Ledger
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="A hospital's node.")
 intake_app = typer.Typer(no_args_is_help=True, help="Take images in.")
 jobs_app = typer.Typer(no_args_is_help=True, help="Campaigns and what became of them.")
 review_app = typer.Typer(no_args_is_help=True, help="The privacy officer's part.")
-ledger_app = typer.Typer(no_args_is_help=True, help="Privacy spent.")
-for name, sub in {"intake": intake_app, "jobs": jobs_app, "review": review_app, "ledger": ledger_app}.items():
+for name, sub in {"intake": intake_app, "jobs": jobs_app, "review": review_app, "ledger": ledger_app, "consent": consent_app}.items():
     app.add_typer(sub, name=name)
 
-Config = Annotated[Path, typer.Option("--config", "-c", envvar=CONFIG_VARIABLE, help="The node's settings, node.toml.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 PassphraseFile = Annotated[Path, typer.Option(help="File that holds the officer's passphrase; its last line break is not part of it.")]
-NODE_TOML = Path("node.toml")
 
 
 class Invite(BaseModel):
@@ -178,6 +175,19 @@ def jobs_decline(campaign: str, config: Config = NODE_TOML) -> None:
     _jobs(config).move(campaign, JobState.DECLINED, code="steward-declined")
 
 
+@jobs_app.command("abandon")
+def jobs_abandon(campaign: str, config: Config = NODE_TOML) -> None:
+    """Give up an accepted campaign before its review; a worker that is at it stops by itself. 'ledger settle' then gives back what never ran.
+
+    Exit status: 0 given up, 1 not accepted, in review, or over already, 2 wrong usage.
+    """
+    jobs = _jobs(config)
+    state = JobState(jobs.need(campaign).state)
+    if state.ended or state in (JobState.OFFERED, JobState.REVIEW):
+        raise StateError(f"job of campaign {campaign} is {state.value}; one on offer is declined, one in review is refused")
+    jobs.move(campaign, JobState.FAILED, code="steward-abandoned")
+
+
 @review_app.command("approve")
 def review_approve(campaign: str, passphrase_file: PassphraseFile, config: Config = NODE_TOML) -> None:
     """Sign a release and let it go to the hub.
@@ -213,31 +223,24 @@ def review_report(campaign: str, config: Config = NODE_TOML) -> None:
     typer.echo(str(file))
 
 
-@ledger_app.command("show")
-def ledger_show(config: Config = NODE_TOML, as_json: AsJson = False) -> None:
-    """What was spent on members and on holdout patients.
+@app.command()
+def plan(
+    epsilon: Annotated[float, typer.Option(help="Epsilon that a campaign would ask for.")] = 8.0,
+    delta: Annotated[float, typer.Option(help="Its delta.")] = 1e-5,
+    images: Annotated[int, typer.Option(help="Images that it would ask for.", min=1)] = 1000,
+    config: Config = NODE_TOML,
+    as_json: AsJson = False,
+) -> None:
+    """What a campaign would spend here, how long it would take, and what rehearsals lead one to expect. Spends nothing, reads no patient.
 
-    Exit status: 0 done, 1 the ledger was edited, 2 wrong usage.
+    Exit status: 0 done, 1 no plan is possible or none in the time allowed, 2 wrong usage.
     """
-    settings = load_settings(config)
-    ledger = _ledger(settings)
-    delta = settings.policy.lifetime_delta
-    rows = [
-        {"account": a, "epsilon": round(ledger.spent(a, delta), 4), "of": settings.policy.lifetime_epsilon, "delta": delta}
-        for a in ("members", "holdout")
-    ]
-    print_rows(rows, as_json=as_json)
+    from busgen_client.planning import expect  # imports torch
+    from busgen_core.cli import SHIPPED
+    from busgen_core.foundation import load_foundation
 
-
-@ledger_app.command("verify")
-def ledger_verify(config: Config = NODE_TOML) -> None:
-    """Check the ledger's hash chain.
-
-    Exit status: 0 whole, 1 edited or torn, 2 wrong usage.
-    """
-    ledger = _ledger(load_settings(config))
-    ledger.verify()
-    typer.echo(f"whole: {len(ledger.entries())} entries, head {ledger.head}")
+    found = expect(load_settings(config), load_foundation(SHIPPED), epsilon=epsilon, delta=delta, images=images)
+    typer.echo(found.model_dump_json(indent=1) if as_json else found.words())
 
 
 @app.command()
@@ -271,10 +274,6 @@ def _cohort(config: Path) -> CohortStore:
 
 def _jobs(config: Path) -> JobStore:
     return JobStore(open_store(load_settings(config).data))
-
-
-def _ledger(settings: NodeSettings) -> Ledger:
-    return Ledger(settings.data / "ledger.jsonl", site=settings.site)
 
 
 def _report_intake(result: IntakeResult, as_json: bool) -> None:

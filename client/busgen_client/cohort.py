@@ -14,16 +14,15 @@ import uuid
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from sqlalchemy import JSON, Engine, delete, func, select
+from sqlalchemy import Engine, delete, func, select
 from sqlalchemy.exc import DatabaseError
-from sqlalchemy.orm import Mapped, Session, mapped_column
+from sqlalchemy.orm import Session
 
-from busgen_client.database import Base
+from busgen_client.cohort_rows import ImageRow, JournalRow, PatientRow, QuarantineRow, WithdrawnRow
 from busgen_core.digests import sha256_bytes
 from busgen_core.errors import CorruptImageError, InputError, StateError, UnavailableError
 from busgen_core.labels import Pathology
@@ -34,6 +33,8 @@ if TYPE_CHECKING:
 
     from busgen_privacy.cohort import Cohort
 
+__all__ = ["Admission", "Box", "CohortStore", "CohortSummary", "ImageRow", "JournalRow", "NewImage", "PatientRow", "QuarantineRow", "Role"]
+
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1 as fractions of width and height
 Role = Literal["member", "holdout"]
 ROLES: tuple[Role, ...] = ("member", "holdout")
@@ -43,65 +44,13 @@ SMALLEST_CELL = 5  # patients; a cell with fewer is shown as suppressed
 SECRET_BYTES = 32  # HMAC-SHA256 wants a key as long as its output (RFC 2104, section 3)
 
 
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-class PatientRow(Base):
-    """One patient's role, fixed at the first image and never changed."""
-
-    __tablename__ = "patients"
-
-    patient_key: Mapped[str] = mapped_column(primary_key=True)
-    role: Mapped[str]
-    rule: Mapped[str]  # "given" by the data set's authors, or "hmac-60-40"
-
-
-class ImageRow(Base):
-    """One de-identified frame."""
-
-    __tablename__ = "images"
-
-    image_id: Mapped[str] = mapped_column(primary_key=True)  # random; names the file too
-    patient_key: Mapped[str] = mapped_column(index=True)
-    role: Mapped[str] = mapped_column(index=True)  # its patient's
-    pathology: Mapped[str]
-    box: Mapped[list[float] | None] = mapped_column(JSON(none_as_null=True))
-    device: Mapped[str]  # model, scrubbed; empty if unknown
-    file: Mapped[str]
-    sha256: Mapped[str]
-    source_key: Mapped[str] = mapped_column(unique=True)
-
-
-class QuarantineRow(Base):
-    """One object that waits: which rule held it back, in words that hold nothing of the patient."""
-
-    __tablename__ = "quarantine"
-
-    id: Mapped[int] = mapped_column(primary_key=True)
-    source_key: Mapped[str] = mapped_column(unique=True)
-    code: Mapped[str]
-    reason: Mapped[str]
-    created: Mapped[str] = mapped_column(default=_now)
-
-
-class JournalRow(Base):
-    """What happened to the cohort, in order; rows are only added."""
-
-    __tablename__ = "journal"
-
-    id: Mapped[int] = mapped_column(primary_key=True)
-    created: Mapped[str] = mapped_column(default=_now)
-    event: Mapped[str]
-    detail: Mapped[str]  # JSON: counts, rules, keyed digests
-
-
 class Admission(StrEnum):
     """What became of an image that was handed in."""
 
     ADDED = "added"
     DUPLICATE = "duplicate"
     ROLE_CONFLICT = "role-conflict"
+    WITHDRAWN = "withdrawn"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -191,6 +140,10 @@ class CohortStore:
             raise InputError("a patient identifier is empty")
         return self.key("patient", issuer.strip(), patient_id.strip())
 
+    def tombstone(self, patient_key: str) -> str:
+        """What is kept of a patient who withdrew consent: a keyed digest of the key, hexadecimal."""
+        return self.key("withdrawn", patient_key)
+
     def own_role(self, patient_key: str) -> Role:
         """Role by the node's own split: a uniform draw keyed by the secret, so it needs no memory and nobody can steer it."""
         draw = int(self.key("split", patient_key)[:16], 16) / 2**64
@@ -208,12 +161,16 @@ class CohortStore:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise StateError("another intake is running on this node; wait for it to end") from None
-            with Session(self._engine) as session:
-                known = set(session.scalars(select(ImageRow.file)))
+            self.sweep()
+            yield
+
+    def sweep(self) -> None:
+        """Delete image files that no row names; only while ``intake`` is held, since intake writes the file before the row."""
+        with _storage(), Session(self._engine) as session:
+            known = set(session.scalars(select(ImageRow.file)))
             for file in self._folder.iterdir():
                 if file.name not in known:
                     file.unlink()
-            yield
 
     def add(self, image: NewImage, *, clears: str = "") -> Admission:
         """Admit one image: file first, then row, patient, journal and the lifted quarantine in one transaction.
@@ -225,6 +182,8 @@ class CohortStore:
         from busgen_core.images import encode_png
 
         with _storage(), Session(self._engine) as session:
+            if session.get(WithdrawnRow, self.tombstone(image.patient_key)) is not None:
+                return Admission.WITHDRAWN
             if session.scalar(select(ImageRow.image_id).where(ImageRow.source_key == image.source_key)):
                 session.execute(delete(QuarantineRow).where(QuarantineRow.source_key == clears))
                 session.commit()
@@ -258,6 +217,20 @@ class CohortStore:
                 (self._folder / f"{image_id}.png").unlink()
                 raise
             return Admission.ADDED
+
+    def forget(self, session: Session, patient_key: str) -> tuple[Role | None, frozenset[str]]:
+        """Delete every row of a patient in the caller's transaction; the files go with ``sweep`` once it is committed.
+
+        Returns:
+            The patient's role, or None for a patient of whom there is nothing, and the ids of the images that go.
+        """
+        patient = session.get(PatientRow, patient_key)
+        images = frozenset(session.scalars(select(ImageRow.image_id).where(ImageRow.patient_key == patient_key)))
+        session.execute(delete(ImageRow).where(ImageRow.patient_key == patient_key))
+        session.execute(delete(PatientRow).where(PatientRow.patient_key == patient_key))
+        session.execute(delete(JournalRow).where(JournalRow.event == "split", JournalRow.detail.contains(patient_key, autoescape=True)))
+        session.add(JournalRow(event="consent.withdrawn", detail=json.dumps({"images": len(images)})))
+        return (None if patient is None else _role(patient.role)), images
 
     def quarantine(self, source_key: str, *, code: str, reason: str) -> None:
         """Note that an object waits; a second look at the same object replaces code and reason."""
@@ -334,6 +307,10 @@ class CohortStore:
             return {role: {p: shown.get((role, p.value)) for p in Pathology} for role in ROLES}
 
         return CohortSummary(patients=table(0), images=table(1), quarantined={row.code: row.held for row in held})
+
+
+def _role(text: str) -> Role:
+    return "member" if text == "member" else "holdout"
 
 
 @contextmanager

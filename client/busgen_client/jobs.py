@@ -8,7 +8,7 @@ from sqlalchemy import Engine, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from busgen_client.database import Base
-from busgen_core.errors import StateError
+from busgen_core.errors import ConsentWithdrawnError, StateError
 from busgen_core.wire import BinnedCounts, Campaign, JobState, JobStatus, ScoreRequest
 
 
@@ -55,6 +55,14 @@ class BeatRow(Base):
     at: Mapped[float]
 
 
+class NoticeRow(Base):
+    """A campaign whose release holds a patient who withdrew consent since; the hub is told, and never that it is no longer so."""
+
+    __tablename__ = "withdrawal_notices"
+
+    campaign_id: Mapped[str] = mapped_column(primary_key=True)
+
+
 # Where a job may go from each state; everything else is a StateError.
 NEXT: dict[JobState, frozenset[JobState]] = {
     JobState.OFFERED: frozenset({JobState.ACCEPTED, JobState.DECLINED}),
@@ -62,7 +70,7 @@ NEXT: dict[JobState, frozenset[JobState]] = {
     JobState.ADAPTING: frozenset({JobState.GENERATING, JobState.FAILED}),
     JobState.GENERATING: frozenset({JobState.AUDITING, JobState.FAILED}),
     JobState.AUDITING: frozenset({JobState.REVIEW, JobState.REFUSED, JobState.FAILED}),
-    JobState.REVIEW: frozenset({JobState.RELEASED, JobState.REFUSED}),
+    JobState.REVIEW: frozenset({JobState.RELEASED, JobState.REFUSED, JobState.FAILED}),
     JobState.RELEASED: frozenset(),
     JobState.DECLINED: frozenset(),
     JobState.REFUSED: frozenset(),
@@ -124,20 +132,36 @@ class JobStore:
 
         Raises:
             StateError: the way from its state to ``to`` does not exist.
+            ConsentWithdrawnError: a withdrawal has ended the job.
         """
         with self._session() as session:
             row = session.get(JobRow, campaign_id, with_for_update=True)
             if row is None:
                 raise StateError(f"no job for campaign {campaign_id}")
+            check_consent(row)
             state = JobState(row.state)
             if to != state and to not in NEXT[state]:
                 raise StateError(f"job of campaign {campaign_id} is {state.value}; it cannot become {to.value}")
             row.state, row.code, row.message, row.progress = to.value, code, message, progress
 
-    def set_release(self, campaign_id: str, *, release_id: str, release_bytes: int, release_sha256: str) -> None:
-        """Record the signed, packed release and move the job to released, in one transaction."""
+    def end(self, campaign_id: str, to: JobState, *, code: str, message: str = "") -> None:
+        """Move a job to a state that ends it; a job that has ended keeps the state, code and message it ended with."""
         with self._session() as session:
             row = session.get(JobRow, campaign_id)
+            if row is not None and not JobState(row.state).ended:
+                row.state, row.code, row.message, row.progress = to.value, code, message, 0.0
+
+    def set_release(self, campaign_id: str, *, release_id: str, release_bytes: int, release_sha256: str) -> None:
+        """Record the signed, packed release and move the job to released, in one transaction.
+
+        Raises:
+            StateError: the job is not in review.
+            ConsentWithdrawnError: a withdrawal has ended the job.
+        """
+        with self._session() as session:
+            row = session.get(JobRow, campaign_id)
+            if row is not None:
+                check_consent(row)
             if row is None or JobState.RELEASED not in NEXT[JobState(row.state)]:
                 raise StateError(f"job of campaign {campaign_id} is not in review")
             row.release_id, row.release_bytes, row.release_sha256 = release_id, release_bytes, release_sha256
@@ -149,6 +173,20 @@ class JobStore:
             row = session.get(JobRow, campaign_id)
             if row is not None:
                 row.foundation_have = have
+
+    def status(self, campaign_id: str) -> JobStatus:
+        """What the hub may know of a job.
+
+        Raises:
+            StateError: there is none.
+        """
+        row = self.need(campaign_id)
+        return status_of(row, withdrawal_notice=campaign_id in self.notices())
+
+    def notices(self) -> tuple[str, ...]:
+        """Campaigns whose release holds a withdrawn patient, by name."""
+        with self._session() as session:
+            return tuple(session.scalars(select(NoticeRow.campaign_id).order_by(NoticeRow.campaign_id)))
 
     def set_receipt(self, campaign_id: str, *, admitted: bool, code: str) -> None:
         """Record what the hub made of the release."""
@@ -193,7 +231,13 @@ class JobStore:
                 row.counts, row.code = counts.model_dump_json() if counts else "", code
 
 
-def status_of(row: JobRow) -> JobStatus:
+def check_consent(row: JobRow) -> None:
+    """Raise ConsentWithdrawnError if a withdrawal has ended this job."""
+    if row.code == ConsentWithdrawnError.code:
+        raise ConsentWithdrawnError(f"campaign {row.campaign_id}: a patient of its cohort withdrew consent; nothing of this job may be released")
+
+
+def status_of(row: JobRow, *, withdrawal_notice: bool = False) -> JobStatus:
     """What the hub may know of a job."""
     return JobStatus(
         campaign_id=row.campaign_id,
@@ -204,4 +248,5 @@ def status_of(row: JobRow) -> JobStatus:
         release_id=row.release_id,
         release_bytes=row.release_bytes,
         release_sha256=row.release_sha256,
+        withdrawal_notice=withdrawal_notice,
     )

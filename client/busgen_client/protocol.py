@@ -9,7 +9,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from busgen_client import __version__
 from busgen_client.cohort import CohortStore
 from busgen_client.database import open_store
-from busgen_client.jobs import JobStore, status_of
+from busgen_client.jobs import JobStore
 from busgen_client.settings import NodeSettings
 from busgen_core.digests import sha256_bytes
 from busgen_core.errors import BusgenError, ConfigError, PolicyError, StateError, TransferError
@@ -37,6 +37,8 @@ from busgen_privacy.policy import check_offer
 Request = Annotated[Hello | Offer | StatusRequest | FoundationChunk | ReleaseRequest | Receipt | ScoreRequest, Field(discriminator="kind")]
 REQUEST: TypeAdapter[Request] = TypeAdapter(Request)
 WORKER_SILENT_SECONDS = 60.0
+LOCAL_REPORT = "report.html"  # the hospital's version of the audit report, with nearest pairs; never leaves
+COHORT_FILE = "cohort.json"  # the images that a job is bound to, by id
 
 
 class NodeProtocol:
@@ -66,14 +68,14 @@ class NodeProtocol:
             case Offer():
                 return self._offer(request), b""
             case StatusRequest():
-                return status_of(self.jobs.need(request.campaign_id)), b""
+                return self.jobs.status(request.campaign_id), b""
             case FoundationChunk():
                 return self._foundation(request, data), b""
             case ReleaseRequest():
                 return self._release(request)
             case Receipt():
                 self.jobs.set_receipt(request.campaign_id, admitted=request.admitted, code=request.code)
-                return status_of(self.jobs.need(request.campaign_id)), b""
+                return self.jobs.status(request.campaign_id), b""
             case ScoreRequest():
                 return self._score(request, data), b""
 
@@ -81,13 +83,20 @@ class NodeProtocol:
         alive = self.jobs.worker_age_seconds() < WORKER_SILENT_SECONDS
         free = shutil.disk_usage(self.settings.data).free // 2**20
         problems = (() if alive else ("worker-silent",)) + (() if free > 500 else ("disk-low",))
-        return HelloReply(site=self.settings.site, software=__version__, worker_alive=alive, disk_free_mb=free, problems=problems)
+        return HelloReply(
+            site=self.settings.site,
+            software=__version__,
+            worker_alive=alive,
+            disk_free_mb=free,
+            problems=problems,
+            withdrawal_notices=self.jobs.notices(),
+        )
 
     def _offer(self, request: Offer) -> JobStatus:
         row = self.jobs.offer(request.campaign)
         if row.state == JobState.OFFERED and self.settings.policy.auto_accept:
             decide(self.jobs, self.cohort, self.settings, request.campaign.campaign_id)
-        return status_of(self.jobs.need(row.campaign_id))
+        return self.jobs.status(row.campaign_id)
 
     def _foundation(self, request: FoundationChunk, data: bytes) -> JobStatus:
         row = self.jobs.need(request.campaign_id)
@@ -96,7 +105,7 @@ class NodeProtocol:
             part = foundation_part(self.settings.data, campaign.campaign_id)
             have = append_chunk(part, offset=request.offset, data=data, total=request.total, sha256=campaign.foundation_package)
             self.jobs.set_foundation(campaign.campaign_id, have)
-        return status_of(self.jobs.need(request.campaign_id))
+        return self.jobs.status(request.campaign_id)
 
     def _release(self, request: ReleaseRequest) -> tuple[ReleaseChunk, bytes]:
         row = self.jobs.need(request.campaign_id)

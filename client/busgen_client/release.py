@@ -3,13 +3,12 @@
 import datetime
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from busgen_client import __version__
-from busgen_client.jobs import JobStore
+from busgen_client.jobs import JobStore, check_consent
 from busgen_client.keys import node_key, officer_key, public_keys
-from busgen_client.protocol import job_folder, release_file
+from busgen_client.protocol import LOCAL_REPORT, job_folder, release_file
 from busgen_client.settings import NodeSettings
 from busgen_core.digests import canonical_json, sha256_bytes
 from busgen_core.dsse import add_signature, sign
@@ -35,14 +34,12 @@ from busgen_privacy.admission import check
 from busgen_privacy.audit import Audit, TravellingAudit
 from busgen_privacy.cohort import Cohort
 from busgen_privacy.dp.accounting import GaussianEvent, epsilon_of
-from busgen_privacy.dp.plan import DpSgdPlan, audit_event
+from busgen_privacy.dp.plan import AdaptationPlan
 from busgen_privacy.gate import decide
 from busgen_privacy.ledger import Ledger
-from busgen_privacy.policy import Policy
 from busgen_privacy.report import render
 
 TABLE = "data/train-00000.parquet"
-LOCAL_REPORT = "report.html"  # the hospital's version, with nearest pairs; never leaves
 HEURISTICS = (
     "The gate's verdict is one bit that the exact audit decides; it is outside epsilon.",
     "Near-copy search compares released images with real ones inside the hospital; only its pass is implied here.",
@@ -51,22 +48,21 @@ HEURISTICS = (
 
 
 def spent_before(ledger: Ledger, reference: str) -> list[GaussianEvent]:
-    """What all other jobs have reserved of the members' account."""
-    entries = [e for e in ledger.entries() if e.kind == "reserve" and e.account == "members" and e.reference != reference]
-    return [GaussianEvent(v.noise_multiplier, v.sample_rate, v.count) for e in entries for v in e.events]
+    """What all other jobs are charged for in the members' account."""
+    return [GaussianEvent(*event.numbers) for event in ledger.charged("members", without=reference)]
 
 
-def statement_for(plan: DpSgdPlan, campaign: Campaign, policy: Policy, earlier: Sequence[GaussianEvent]) -> PrivacyStatement:
+def statement_for(plan: AdaptationPlan, campaign: Campaign, earlier: Sequence[GaussianEvent]) -> PrivacyStatement:
     """The promise to every patient of this release, computed from its events and from what was spent before."""
-    audit = audit_event(policy)
+    audit = plan.audit_event()
     adaptation = list(plan.events())
     spent = epsilon_of([*adaptation, audit], delta=campaign.delta).epsilon
     before = epsilon_of(earlier, delta=campaign.delta).epsilon
     lifetime = epsilon_of([*earlier, *adaptation, audit], delta=campaign.delta).epsilon
     events = [
         *(
-            Event(mechanism="dp-sgd", account="members", noise_multiplier=e.noise_multiplier, sample_rate=e.sample_rate, count=e.count)
-            for e in adaptation
+            Event(mechanism=name, account="members", noise_multiplier=e.noise_multiplier, sample_rate=e.sample_rate, count=e.count)
+            for name, e in plan.mechanisms()
         ),
         Event(mechanism="audit figures", account="members", noise_multiplier=audit.noise_multiplier, sample_rate=1.0, count=1),
         Event(mechanism="audit figures", account="holdout", noise_multiplier=audit.noise_multiplier, sample_rate=1.0, count=1),
@@ -92,7 +88,7 @@ def build_unsigned(
     *,
     settings: NodeSettings,
     campaign: Campaign,
-    plan: DpSgdPlan,
+    plan: AdaptationPlan,
     images: Sequence[SyntheticImage],
     audit: Audit,
     travels: TravellingAudit,
@@ -107,7 +103,7 @@ def build_unsigned(
         The verdict: *release* only if both the exact and the travelling audit pass.
     """
     earlier = spent_before(ledger, campaign.campaign_id)
-    privacy = statement_for(plan, campaign, settings.policy, earlier)
+    privacy = statement_for(plan, campaign, earlier)
     created = datetime.datetime.now(datetime.UTC).date().isoformat()
     release_id = f"{settings.site}-{campaign.campaign_id}"[:63]
     facts = {
@@ -143,7 +139,7 @@ def build_unsigned(
         created=created,
         software=f"busgen-client {__version__}",
         foundation=campaign.foundation,
-        plan=asdict(plan),
+        plan=plan.to_dict(),
         privacy=privacy,
         ledger_head=ledger.head,
         gate=public_verdict,
@@ -162,10 +158,12 @@ def approve(settings: NodeSettings, jobs: JobStore, campaign_id: str, passphrase
 
     Raises:
         StateError: the job is not in review.
+        ConsentWithdrawnError: a patient of its cohort withdrew consent.
         SignatureError: the passphrase does not open the officer's key, or the release on disk is not whole.
         StatementError: the privacy statement does not follow from its events.
     """
     row = jobs.need(campaign_id)
+    check_consent(row)
     if row.state != JobState.REVIEW:
         raise StateError(f"job of campaign {campaign_id} is {row.state}, not in review; nothing was signed")
     officer = officer_key(settings.data, passphrase)

@@ -7,6 +7,7 @@ from pydantic_settings import SettingsConfigDict
 
 from busgen_core.settings import TomlSettings, read_settings
 from busgen_core.wire import Name
+from busgen_privacy.dp.plan import Mechanism, Subset
 from busgen_privacy.policy import Policy
 
 CONFIG_VARIABLE = "BUSGEN_NODE_CONFIG"  # path of node.toml, for the processes of 'busgen-node start'
@@ -32,18 +33,24 @@ class AdaptSettings(BaseModel):
     """How much work an adaptation may be.
 
     Attributes:
+        mechanisms: Mechanisms to run; not given, the planner chooses by what rehearsals support.
+        subset: Parameters that DP-SGD trains; not given, the planner's choice by size.
         steps: DP-SGD steps, T.
         patient_rate: Chance that a patient enters a step, q.
         draws: Noise draws for each image of a step, K.
         threads: Torch threads of the worker; 0 leaves it to torch.
+        minutes: Time that a job may take by the planner's reckoning; 'busgen-node plan' refuses a plan that takes longer.
     """
 
     model_config = ConfigDict(extra="forbid")
 
+    mechanisms: tuple[Mechanism, ...] | None = None
+    subset: Subset | None = None
     steps: int = Field(default=100, ge=1)
     patient_rate: float = Field(default=0.25, gt=0, le=1)
     draws: int = Field(default=4, ge=1)
     threads: int = Field(default=0, ge=0)
+    minutes: float | None = Field(default=None, gt=0)
 
 
 class NodeSettings(TomlSettings):

@@ -8,43 +8,43 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from sqlalchemy.exc import OperationalError
 
 from busgen_client.cohort import CohortStore, Role
+from busgen_client.consent import remove_pictures
 from busgen_client.database import open_store
+from busgen_client.drawing import SELECTED, draw_pool, job_seed, released_images, select
 from busgen_client.jobs import JobRow, JobStore, ScoreRow
-from busgen_client.protocol import foundation_part, job_folder, model_file
+from busgen_client.planning import plan_for
+from busgen_client.protocol import COHORT_FILE, foundation_part, job_folder, model_file
 from busgen_client.release import build_unsigned
 from busgen_client.settings import CONFIG_VARIABLE, NodeSettings, load_settings
-from busgen_core.conditions import Condition
+from busgen_client.settle import at_work, record_work
 from busgen_core.downstream import Classifier
-from busgen_core.errors import BudgetExceededError, BusgenError, GateRefusedError, UnavailableError
+from busgen_core.errors import BudgetExceededError, BusgenError, ConsentWithdrawnError, GateRefusedError, UnavailableError
 from busgen_core.files import write_whole
 from busgen_core.foundation import Foundation, load_foundation, unpack_foundation
-from busgen_core.generator import Generator
-from busgen_core.images import encode_png
 from busgen_core.labels import Pathology
-from busgen_core.repository import SyntheticImage, arrays, read_parquet, write_parquet
-from busgen_core.sampling import Request, draw
+from busgen_core.repository import arrays, write_parquet
 from busgen_core.scores import noised, patient_counts
 from busgen_core.transfer import unpack
 from busgen_core.wire import Campaign, JobState, ScoreRequest
 from busgen_privacy.audit import Audit, run_audit, travelling
 from busgen_privacy.cohort import Cohort
 from busgen_privacy.dp.accounting import GaussianEvent, epsilon_of
-from busgen_privacy.dp.dpsgd import adapt, load_adapted
+from busgen_privacy.dp.adaptation import load, run
 from busgen_privacy.dp.noise import SecureGaussian
-from busgen_privacy.dp.plan import DpSgdPlan, audit_event, plan_dpsgd
-from busgen_privacy.ledger import Ledger
+from busgen_privacy.dp.noise import noised as with_noise
+from busgen_privacy.dp.plan import AdaptationPlan
+from busgen_privacy.dp.reference import Reference, reference_of
+from busgen_privacy.ledger import Ledger, NamedEvent
 
 log = logging.getLogger("busgen.worker")
 IDLE_SECONDS = 1.0
-SHARD_IMAGES = 48  # images between two saves while sampling
 CRASH_LIMIT = 5  # a phase that crashed so often in a row fails the job
 
 
@@ -53,10 +53,11 @@ class Worker:
 
     def __init__(self, settings: NodeSettings) -> None:
         engine = open_store(settings.data)
-        self.settings = settings
+        self.engine, self.settings = engine, settings
         self.jobs = JobStore(engine)
         self.cohort = CohortStore(engine, settings.data)
         self.ledger = Ledger(settings.data / "ledger.jsonl", site=settings.site)
+        remove_pictures(engine, settings.data)
         if settings.adapt.threads:
             torch.set_num_threads(settings.adapt.threads)
 
@@ -101,11 +102,14 @@ class Worker:
             phase(row)
             log.info("phase.done campaign=%s phase=%s seconds=%.1f", row.campaign_id, row.state, time.monotonic() - started)
             crashes.unlink(missing_ok=True)
+        except ConsentWithdrawnError as error:  # the job has ended while the phase ran
+            remove_pictures(self.engine, self.settings.data)
+            log.warning("job.stopped campaign=%s code=%s", row.campaign_id, error.code)
         except (BudgetExceededError, GateRefusedError) as error:
-            self.jobs.move(row.campaign_id, JobState.REFUSED, code=error.code, message=str(error))
+            self.jobs.end(row.campaign_id, JobState.REFUSED, code=error.code, message=str(error))
             log.warning("job.refused campaign=%s code=%s", row.campaign_id, error.code)
         except BusgenError as error:
-            self.jobs.move(row.campaign_id, JobState.FAILED, code=error.code, message=str(error))
+            self.jobs.end(row.campaign_id, JobState.FAILED, code=error.code, message=str(error))
             log.error("job.failed campaign=%s code=%s", row.campaign_id, error.code)
         except Exception as error:
             count = (int(crashes.read_text()) if crashes.exists() else 0) + 1
@@ -113,7 +117,7 @@ class Worker:
             log.exception("phase.crashed campaign=%s phase=%s count=%d", row.campaign_id, row.state, count)
             if count >= CRASH_LIMIT:
                 message = f"{type(error).__name__} in phase {row.state}; see the worker's log"
-                self.jobs.move(row.campaign_id, JobState.FAILED, code="worker-crash", message=message)
+                self.jobs.end(row.campaign_id, JobState.FAILED, code="worker-crash", message=message)
 
     # 1. Budget first: nothing private is read for training before the ledger holds the reservation.
     def _begin(self, row: JobRow) -> None:
@@ -121,53 +125,64 @@ class Worker:
         foundation_folder(self.settings.data, campaign)
         plan = self._plan(campaign)
         self._freeze(row)
-        figures = audit_event(self.settings.policy)
-        self._reserve("members", row.campaign_id, [*plan.events(), figures])
-        self._reserve("holdout", row.campaign_id, [figures])
+        record_work(job_folder(self.settings.data, row.campaign_id), self.ledger, row.campaign_id)
+        figures = ("audit figures", plan.audit_event())
+        cap = (min(campaign.epsilon, self.settings.policy.campaign_epsilon), campaign.delta)
+        self._reserve("members", row.campaign_id, [*plan.mechanisms(), figures], campaign_cap=cap)
+        self._reserve("holdout", row.campaign_id, [figures], campaign_cap=cap)
         self.jobs.move(row.campaign_id, JobState.ADAPTING)
 
     def _freeze(self, row: JobRow) -> None:
         """Bind the job to the images of this moment; what intake adds later waits for the next campaign."""
-        file = job_folder(self.settings.data, row.campaign_id) / "cohort.json"
+        file = job_folder(self.settings.data, row.campaign_id) / COHORT_FILE
         if not file.exists():
             write_whole(file, json.dumps({"member": self.cohort.ids("member"), "holdout": self.cohort.ids("holdout")}).encode())
 
     def _frozen(self, row: JobRow, role: Role) -> Cohort:
-        images: list[str] = json.loads((job_folder(self.settings.data, row.campaign_id) / "cohort.json").read_text())[role]
+        images: list[str] = json.loads((job_folder(self.settings.data, row.campaign_id) / COHORT_FILE).read_text())[role]
         return self.cohort.load(role, only=images)
 
-    def _reserve(self, account: str, reference: str, events: Sequence[GaussianEvent]) -> None:
+    def _reserve(self, account: str, reference: str, events: Sequence[NamedEvent], *, campaign_cap: tuple[float, float] | None = None) -> None:
         policy = self.settings.policy
-        self.ledger.reserve(account=account, reference=reference, events=events, cap_epsilon=policy.lifetime_epsilon, delta=policy.lifetime_delta)
+        self.ledger.reserve(
+            account=account,
+            reference=reference,
+            events=events,
+            cap_epsilon=policy.lifetime_epsilon,
+            delta=policy.lifetime_delta,
+            campaign_cap=campaign_cap,
+        )
 
     # 2. Adaptation, resumable from its own checkpoint.
     def _adapt(self, row: JobRow) -> None:
         campaign = Campaign.model_validate_json(row.campaign)
         foundation = self._foundation(campaign)
-        folder = job_folder(self.settings.data, row.campaign_id) / "adapt"
-        with self._progress(row, JobState.ADAPTING) as report:
-            adapt(foundation, self._frozen(row, "member"), self._plan(campaign), checkpoint=folder, progress=report)
-        self.ledger.commit("members", row.campaign_id)
+        folder = job_folder(self.settings.data, row.campaign_id)
+        with at_work(folder, "adaptation", self.ledger, row.campaign_id), self._progress(row, JobState.ADAPTING) as report:
+            run(
+                foundation,
+                self._frozen(row, "member"),
+                self._plan(campaign),
+                folder=folder / "adapt",
+                reference=partial(self._reference, foundation),
+                progress=report,
+            )
+            self.ledger.commit("members", row.campaign_id)
         self.jobs.move(row.campaign_id, JobState.GENERATING)
 
-    # 3. Sampling in shards: a shard that is on disk is not drawn again.
+    # 3. A pool in shards, each drawn once; what is released is chosen from it.
     def _generate(self, row: JobRow) -> None:
         campaign = Campaign.model_validate_json(row.campaign)
         foundation = self._foundation(campaign)
         folder = job_folder(self.settings.data, row.campaign_id)
-        network = load_adapted(foundation, folder / "adapt" / "adapted.safetensors").to("cuda" if torch.cuda.is_available() else "cpu")
-        seed = job_seed(folder)
-        wanted = [p for p in Pathology for _ in range(campaign.images.get(p, 0))]
-        order = np.random.default_rng(seed).permutation(len(wanted))
-        shards = folder / "samples"
-        shards.mkdir(exist_ok=True)
-        with self._progress(row, JobState.GENERATING) as report:
-            for start in range(0, len(wanted), SHARD_IMAGES):
-                target = shards / f"{start:08d}.parquet"
-                if not target.exists():
-                    indices = [int(i) for i in order[start : start + SHARD_IMAGES]]
-                    write_whole(target, write_parquet(draw_images(foundation, network, [wanted[i] for i in indices], indices, seed=seed)))
-                report(min(start + SHARD_IMAGES, len(wanted)), len(wanted))
+        plan, target = self._plan(campaign), folder / "samples" / SELECTED
+        if not target.exists():
+            adapted = load(foundation, plan, folder / "adapt")
+            network = adapted.network.to("cuda" if torch.cuda.is_available() else "cpu")
+            with self._progress(row, JobState.GENERATING) as report:
+                pool = draw_pool(foundation, network, campaign, folder, candidates=plan.candidates, progress=report)
+            chosen = select(pool, adapted, campaign, partial(self._reference, foundation), seed=job_seed(folder))
+            write_whole(target, write_parquet(chosen))
         self.jobs.move(row.campaign_id, JobState.AUDITING)
 
     # 4. The audit attacks the result; the gate decides; the release waits, unsigned, for the officer.
@@ -175,12 +190,12 @@ class Worker:
         campaign = Campaign.model_validate_json(row.campaign)
         foundation = self._foundation(campaign)
         folder = job_folder(self.settings.data, row.campaign_id)
-        network = load_adapted(foundation, folder / "adapt" / "adapted.safetensors")
+        network = load(foundation, self._plan(campaign), folder / "adapt").network
         images = released_images(folder)
         members, holdout = self._frozen(row, "member"), self._frozen(row, "holdout")
         audit_file = folder / "audit-local.json"
         if not audit_file.exists():
-            with self._progress(row, JobState.AUDITING) as report:
+            with at_work(folder, "audit", self.ledger, row.campaign_id), self._progress(row, JobState.AUDITING) as report:
                 audit = run_audit(
                     foundation=foundation,
                     adapted=network,
@@ -195,7 +210,7 @@ class Worker:
                 )
             write_whole(audit_file, audit.model_dump_json(indent=1).encode())
         audit = Audit.model_validate_json(audit_file.read_bytes())
-        travels = travelling(audit, self.settings.policy, SecureGaussian())
+        travels = travelling(audit, self.settings.policy, SecureGaussian(), noise_multiplier=self._plan(campaign).audit_noise)
         verdict = build_unsigned(
             folder,
             settings=self.settings,
@@ -219,7 +234,7 @@ class Worker:
         event = GaussianEvent(noise_multiplier=policy.score_noise, sample_rate=1.0, count=1)
         try:
             classifier = Classifier.from_bytes(model_file(self.settings.data, row.model_id).read_bytes())
-            self._reserve("holdout", f"score-{row.model_id}", [event])
+            self._reserve("holdout", f"score-{row.model_id}", [("score", event)])
             holdout = self.cohort.load("holdout")
             keep = [i for i, p in enumerate(holdout.classes) if p is not Pathology.NORMAL]
             counts = patient_counts(
@@ -228,8 +243,9 @@ class Worker:
                 [holdout.patients[i] for i in keep],
                 request.edges,
             )
-            source = SecureGaussian()
-            answer = noised(counts, noise=policy.score_noise, gaussian=lambda count: source((count,)).numpy())
+            # One patient moves the counts by at most 1, so the deviation in patients is the noise multiplier too.
+            mechanism = partial(with_noise, bound=1.0, noise_multiplier=policy.score_noise, source=SecureGaussian())
+            answer = noised(counts, noise=policy.score_noise, mechanism=mechanism)
             self.jobs.finish_score(row.model_id, counts=answer)
             self.ledger.commit("holdout", f"score-{row.model_id}")
         except BusgenError as error:
@@ -239,25 +255,22 @@ class Worker:
             log.exception("score.crashed model=%s", row.model_id)
             self.jobs.finish_score(row.model_id, counts=None, code="worker-crash")
 
-    def _plan(self, campaign: Campaign) -> DpSgdPlan:
+    def _plan(self, campaign: Campaign) -> AdaptationPlan:
         """The job's plan: made once, then read back, so that a change of settings cannot change a promise half-way."""
         file = job_folder(self.settings.data, campaign.campaign_id) / "plan.json"
         if not file.exists():
-            adapt_settings = self.settings.adapt
-            plan = plan_dpsgd(
-                policy=self.settings.policy,
-                campaign_epsilon=campaign.epsilon,
-                delta=campaign.delta,
-                steps=adapt_settings.steps,
-                patient_rate=adapt_settings.patient_rate,
-                draws=adapt_settings.draws,
-            )
-            write_whole(file, json.dumps(asdict(plan)).encode())
-        return DpSgdPlan(**json.loads(file.read_text()))
+            plan, reasons = plan_for(self.settings, epsilon=campaign.epsilon, delta=campaign.delta)
+            log.info("plan.made campaign=%s reasons=%s", campaign.campaign_id, "; ".join(reasons))
+            write_whole(file, json.dumps(plan.to_dict()).encode())
+        return AdaptationPlan.from_dict(json.loads(file.read_text()))
 
     def _promised(self, campaign: Campaign) -> float:
         """Epsilon that this job's events spend: what the audit is held against."""
-        return epsilon_of([*self._plan(campaign).events(), audit_event(self.settings.policy)], delta=campaign.delta).epsilon
+        plan = self._plan(campaign)
+        return epsilon_of([*plan.events(), plan.audit_event()], delta=campaign.delta).epsilon
+
+    def _reference(self, foundation: Foundation) -> Reference:
+        return reference_of(foundation, self.settings.data / "foundations", progress=lambda done, total: log.info("reference %d of %d", done, total))
 
     def _foundation(self, campaign: Campaign) -> Foundation:
         return load_foundation(foundation_folder(self.settings.data, campaign), expected_digest=campaign.foundation)
@@ -293,32 +306,6 @@ def foundation_folder(data: Path, campaign: Campaign) -> Path:
         unpack_foundation(unpack(part.read_bytes()), fresh, expected_digest=campaign.foundation)
         fresh.replace(folder)
     return folder
-
-
-def job_seed(folder: Path) -> int:
-    """Seed of the job's sampling, from the operating system, kept in the job's folder."""
-    file = folder / "seed.json"
-    if not file.exists():
-        write_whole(file, json.dumps({"seed": secrets.randbits(62)}).encode())
-    return int(json.loads(file.read_text())["seed"])
-
-
-def draw_images(foundation: Foundation, network: Generator, labels: list[Pathology], indices: list[int], *, seed: int) -> list[SyntheticImage]:
-    """Draw the images with these indices; image i depends on (seed, i) and its label alone."""
-    wanted = []
-    for label, number in zip(labels, indices, strict=True):
-        box = foundation.boxes.draw(label, np.random.default_rng((seed, number)))
-        own_seed = int(np.random.default_rng((seed, number, 1)).integers(2**62))
-        wanted.append(Request(own_seed, Condition(pathology=label, box=box)))
-    return [
-        SyntheticImage(sample_id=f"{number:08d}", png=encode_png(drawn.image), pathology=label, box=drawn.condition.box)
-        for number, label, drawn in zip(indices, labels, draw(foundation, wanted, network=network), strict=True)
-    ]
-
-
-def released_images(folder: Path) -> list[SyntheticImage]:
-    """All sampled images of a job, in order of their shards."""
-    return [image for shard in sorted((folder / "samples").glob("*.parquet")) for image in read_parquet(shard.read_bytes())]
 
 
 def main() -> None:

@@ -56,8 +56,6 @@ class SiteReport:
 class Scale:
     """How much work a demo is."""
 
-    steps: int
-    draws: int
     images: int
     normal: int
 
@@ -65,8 +63,8 @@ class Scale:
 PHANTOM_PATIENTS = 160
 PHANTOM_SITES = {"alpha": 100, "beta": 100, "gamma": 100}
 REAL_SITES = {"cairo": 350, "rio": 300, "warsaw": 150}  # public, round statements of the cohorts
-PHANTOM_SCALE = Scale(steps=30, draws=2, images=120, normal=60)
-REAL_SCALE = Scale(steps=20, draws=2, images=300, normal=100)
+PHANTOM_SCALE = Scale(images=120, normal=60)
+REAL_SCALE = Scale(images=300, normal=100)
 
 
 def main() -> int:
@@ -83,8 +81,7 @@ def main() -> int:
     scale = REAL_SCALE if options.images else PHANTOM_SCALE
     shutil.rmtree(options.folder, ignore_errors=True)
     threads = max(1, (os.cpu_count() or 2) // len(names))
-    adapt = {"steps": scale.steps, "draws": scale.draws, "threads": threads}
-    sites = [Site(name=name, public_cohort=size, settings={"adapt": adapt}) for name, size in names.items()]
+    sites = [Site(name=name, public_cohort=size, settings={"adapt": {"threads": threads}}) for name, size in names.items()]
     consortium = Consortium(folder=options.folder.absolute(), foundation=FOUNDATION, sites=sites)
     try:
         with running(consortium):

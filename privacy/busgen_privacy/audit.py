@@ -10,13 +10,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from busgen_core.errors import GateRefusedError, InputError
 from busgen_privacy.cohort import Cohort
+from busgen_privacy.dp.noise import NoiseSource, noised
 from busgen_privacy.policy import Policy
 from busgen_privacy.statistics import Scores, auc, auc_deviation, auc_interval, ceiling_auc
 
 if TYPE_CHECKING:  # torch costs seconds, and the gate reads audits without it
     from busgen_core.foundation import Foundation
     from busgen_core.generator import Generator
-    from busgen_privacy.dp.noise import NoiseSource
 
 CLOSEST_PAIRS = 12  # pairs kept for the officer
 
@@ -205,10 +205,10 @@ def run_audit(
     )
 
 
-def travelling(audit: Audit, policy: Policy, noise: "NoiseSource") -> TravellingAudit:
-    """The copy that may leave: the largest AUC of all attacks, with Gaussian noise; all else is a public constant.
+def travelling(audit: Audit, policy: Policy, noise: NoiseSource, *, noise_multiplier: float | None = None) -> TravellingAudit:
+    """The copy that may leave: the largest AUC of all attacks, with Gaussian noise on a grid (``dp.noise.noised``); all else is a public constant.
 
-    Guarantees: one Gaussian event (policy.audit_noise, 1, 1) on each account. Given the adapted network and the released
+    Guarantees: one Gaussian event (noise_multiplier, 1, 1) on each account. Given the adapted network and the released
     images, which the adaptation pays for, every patient's score depends on that patient alone. With M members (the larger of
     the two neighbours), a member's win rate a in [0, 1] enters the AUC as a / M, so adding or removing that patient moves it
     by |a - AUC'| / M <= 1 / M, and likewise 1 / H for a holdout patient. Both neighbours reach the public floors or nothing
@@ -228,9 +228,11 @@ def travelling(audit: Audit, policy: Policy, noise: "NoiseSource") -> Travelling
     if audit.members < policy.smallest_cohort or audit.holdout < policy.gate.smallest_holdout:
         raise GateRefusedError("members or holdout patients are fewer than the policy's floors; no figure of the audit may travel")
     sensitivity = 1 / min(policy.smallest_cohort, policy.gate.smallest_holdout)
-    deviation = policy.audit_noise * sensitivity
+    multiplier = policy.audit_noise if noise_multiplier is None else noise_multiplier
+    deviation = multiplier * sensitivity
     largest = max(attack.auc for attack in audit.attacks)
-    value = min(max(largest + deviation * float(noise((1,))[0]), 0.0), 1.0)
+    (loud,) = noised(np.array([largest]), bound=sensitivity, noise_multiplier=multiplier, source=noise)
+    value = min(max(float(loud), 0.0), 1.0)
     # Floors instead of true sizes: public, and never narrower than the truth.
     sampling = auc_deviation(value, positives=policy.smallest_cohort, negatives=policy.gate.smallest_holdout)
     half = 1.96 * sqrt(sampling**2 + deviation**2)
@@ -249,7 +251,7 @@ def travelling(audit: Audit, policy: Policy, noise: "NoiseSource") -> Travelling
                 what=f"Largest AUC of the attacks {names}, with noise of standard deviation {deviation:.3g}.",
             ),
         ),
-        noise_multiplier=policy.audit_noise,
+        noise_multiplier=multiplier,
         noise_std=deviation,
         public_cohort=policy.public_cohort,
         smallest_cohort=policy.smallest_cohort,

@@ -2,81 +2,34 @@
 
 One JSON line an entry: ``{seq, time, kind, account, reference, events, previous, hash}``, where ``hash`` is the SHA-256 of
 the canonical JSON of all other fields and ``previous`` the hash of the entry before. The first ``previous`` names the site.
-Beside the ledger lie ``<ledger>.head`` (number and hash of the last entry), ``<ledger>.lock``, and what a crash tore
-(``<ledger>.torn-N``).
+What an entry may say is in ``ledger_entries``, how it reaches the disk in ``ledger_file``.
 
 Guarantees: an entry that was acknowledged is on the disk; a reservation counts as spent from that moment, whatever becomes of
-the job; no reservation is written that would take its account past its cap, also with several processes at once; the order
-is that of ``seq``, so a clock set back changes nothing. An edited, reordered, shortened or deleted ledger is noticed.
+the job, until a ``settle`` proves that less ran; no reservation is written that would take its account or its campaign past a cap,
+also with several processes at once; the order is that of ``seq``, so a clock set back changes nothing. An edited, reordered,
+shortened or deleted ledger is noticed. A full disk refuses the next entry by name and hides none that is there.
 Not noticed: ledger *and* head file put back together to an older state, or both rewritten whole. The releases carry
 the head, so the hub can notice that.
 """
 
-import fcntl
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
-from busgen_core.digests import canonical_json, sha256_bytes
+from busgen_core.digests import sha256_bytes
 from busgen_core.errors import BudgetExceededError, ConfigError, LedgerError
-from busgen_core.wire import Digest
+from busgen_privacy.ledger_entries import Books, Kind, LedgerEntry, LedgerEvent, new_entry
+from busgen_privacy.ledger_file import LedgerFile
 
 if TYPE_CHECKING:  # the accountants are heavy; only reserve and spent need them
-    from busgen_privacy.dp.accounting import GaussianEvent
+    from busgen_privacy.dp.accounting import GaussianEvent, Spent
 
-Kind = Literal["reserve", "commit", "note"]
-Account = Annotated[str, Field(pattern=r"^[a-z][a-z-]{0,30}$")]
-Reference = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,199}$")]  # campaign, release and model names: never a patient's
+__all__ = ["Ledger", "LedgerEntry", "LedgerEvent", "NamedEvent"]
 
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class LedgerEvent(_Frozen):
-    """A Gaussian mechanism as it is written down."""
-
-    noise_multiplier: float
-    sample_rate: float
-    count: int
-
-
-class LedgerEntry(_Frozen):
-    """One line of the ledger.
-
-    Attributes:
-        seq: 1, 2, 3, …
-        time: UTC, ISO 8601; for people, nothing is decided by it.
-        previous: Hash of the entry before.
-        hash: SHA-256 of the canonical JSON of the other fields.
-    """
-
-    seq: Annotated[int, Field(ge=1)]
-    time: str
-    kind: Kind
-    account: Account
-    reference: Reference
-    events: tuple[LedgerEvent, ...]
-    previous: Digest
-    hash: Digest
-
-    def line(self) -> bytes:
-        """The entry as it stands in the file."""
-        return canonical_json(self.model_dump(mode="json")) + b"\n"
-
-    def expected_hash(self) -> str:
-        """The hash that the other fields give."""
-        return sha256_bytes(canonical_json(self.model_dump(mode="json", exclude={"hash"})))
-
-
-class _Head(_Frozen):
-    seq: int
-    hash: Digest
+NamedEvent = tuple[str, "GaussianEvent"]  # a mechanism's name and what it is to the accountants
 
 
 class Ledger:
@@ -86,67 +39,134 @@ class Ledger:
 
     Raises (every method):
         LedgerError: the ledger was edited, shortened, deleted, is another site's, or cannot be read or written.
+        StorageFullError (every method that writes): no room for an entry. Either none of it was written, or it counts already.
     """
 
     def __init__(self, path: Path, *, site: str) -> None:
-        self._path, self._site = path, site
-        self._start = sha256_bytes(f"busgen ledger v1 of {site}".encode())
+        self._site, self._start = site, sha256_bytes(f"busgen ledger v1 of {site}".encode())
+        self._file = LedgerFile(path, start=self._start)
 
-    def reserve(self, *, account: str, reference: str, events: Sequence["GaussianEvent"], cap_epsilon: float, delta: float) -> str:
+    def reserve(
+        self,
+        *,
+        account: str,
+        reference: str,
+        events: Sequence[NamedEvent],
+        cap_epsilon: float,
+        delta: float,
+        campaign_cap: tuple[float, float] | None = None,
+    ) -> str:
         """Write down what a job is going to spend; only after that may it touch a patient's image.
 
-        Repeating a reservation with the same events changes nothing.
+        Repeating a reservation with the same events changes nothing while the job has not ended.
 
         Args:
             account: Whose budget: ``members`` or ``holdout``.
             reference: What it is for; unique in its account.
-            cap_epsilon: Largest epsilon of all reservations of this account together, at ``delta``.
+            events: Each mechanism by name.
+            cap_epsilon: Largest epsilon of all that is charged to this account together, at ``delta``.
+            campaign_cap: Largest epsilon, and its delta, of this reference's events alone.
 
         Returns:
             Hash of the reservation's entry, the ledger's head when it was written.
 
         Raises:
-            BudgetExceededError: the account would pass its cap. Nothing was written.
-            LedgerError: ``reference`` has reserved other events before.
+            BudgetExceededError: the account or the campaign would pass its cap. Nothing was written.
+            LedgerError: ``reference`` has reserved other events before, or was committed or settled: its budget is used up.
         """
-        wanted = tuple(_written(event) for event in events)
-        if not wanted or not cap_epsilon > 0:
-            raise ConfigError(f"a reservation needs events and a cap above 0: {len(wanted)} events, {cap_epsilon=}")
-        with self._locked() as entries:
-            if found := _find(entries, "reserve", account, reference):
-                if found.events != wanted:
-                    raise LedgerError(f"{reference} has reserved other events of {account} before; a new job needs a new reference")
+        wanted = tuple(_written(name, event) for name, event in events)
+        caps = (cap_epsilon, *(campaign_cap or ())[:1])
+        if not wanted or not all(cap > 0 for cap in caps):
+            raise ConfigError(f"a reservation needs events and caps above 0: {len(wanted)} events, {caps=}")
+        with self._file.locked(writing=True) as books:
+            if found := _repeated(books, account, reference, wanted):
                 return found.hash
-            after = _epsilon([*_reserved(entries, account), *wanted], delta)
-            if not after <= cap_epsilon:
-                raise BudgetExceededError(site=self._site, epsilon_after=after, agreed=cap_epsilon)
-            return self._append(entries, "reserve", account, reference, wanted)
+            if campaign_cap is not None:
+                self._within(campaign_cap[0], wanted, campaign_cap[1])
+            self._within(cap_epsilon, [*books.charged(account), *wanted], delta)
+            return self._append(books, "reserve", account, reference, wanted)
+
+    def _within(self, cap: float, events: Sequence[LedgerEvent], delta: float) -> None:
+        after = _composed(events, delta).epsilon
+        if not after <= cap:
+            raise BudgetExceededError(site=self._site, epsilon_after=after, agreed=cap)
 
     def commit(self, account: str, reference: str) -> str:
         """Note that a reservation was used to its end; it was spent already. Repeating it changes nothing.
 
         Raises:
-            LedgerError: nothing was reserved under this reference.
+            LedgerError: nothing was reserved under this reference, or it was settled.
         """
-        with self._locked() as entries:
-            if not _find(entries, "reserve", account, reference):
-                raise LedgerError(f"{reference} has reserved nothing of {account}")
-            found = _find(entries, "commit", account, reference)
-            return found.hash if found else self._append(entries, "commit", account, reference, ())
+        with self._file.locked(writing=True) as books:
+            found = books.find("commit", account, reference)
+            return found.hash if found else self._append(books, "commit", account, reference)
+
+    def settle(self, account: str, reference: str, left: Sequence[NamedEvent], *, evidence: str) -> str:
+        """Give back what provably never ran: from now on ``left`` is charged in place of the reservation.
+
+        Call it only once the job can never run again. Repeating it with the same events changes nothing.
+
+        Guarantees: only counts of the reservation's own events are lowered, once for each reference, never after a commit.
+
+        Args:
+            account: Whose budget.
+            reference: The reservation.
+            left: What ran, or may have run.
+            evidence: SHA-256 of the proof.
+
+        Raises:
+            LedgerError: nothing was reserved, it was committed or settled otherwise before, or ``left`` is not less.
+        """
+        events = tuple(_written(name, event) for name, event in left)
+        with self._file.locked(writing=True) as books:
+            found = books.find("settle", account, reference)
+            if found is not None and (found.events, found.evidence) == (events, evidence):
+                return found.hash
+            return self._append(books, "settle", account, reference, events, evidence=evidence)
+
+    def withdraw(self, account: str, release_id: str) -> str:
+        """Note that a release holds a patient whose consent was withdrawn; nobody is named or counted, so a second changes nothing."""
+        with self._file.locked(writing=True) as books:
+            found = books.find("withdraw", account, release_id)
+            return found.hash if found else self._append(books, "withdraw", account, release_id)
 
     def note(self, account: str, reference: str) -> str:
         """Write a remark that spends nothing, such as a changed policy."""
-        with self._locked() as entries:
-            return self._append(entries, "note", account, reference, ())
+        with self._file.locked(writing=True) as books:
+            return self._append(books, "note", account, reference)
+
+    def check_open(self, account: str, reference: str) -> None:
+        """Return only if a reservation stands and was not settled: what was given back may never be run.
+
+        Raises:
+            LedgerError: nothing is reserved, or it was settled.
+        """
+        with self._file.locked() as books:
+            if books.find("settle", account, reference) or not books.find("reserve", account, reference):
+                raise LedgerError(f"{reference} has no reservation of {account}, or gave it back; it must not run")
+
+    def charged(self, account: str, *, without: str = "") -> tuple[LedgerEvent, ...]:
+        """Every event that counts for an account: reservations, as far as they were not settled for less.
+
+        Args:
+            account: Whose budget.
+            without: A reference that is left out.
+        """
+        with self._file.locked() as books:
+            return tuple(books.charged(account, without=without))
+
+    def composed(self, account: str, delta: float) -> "Spent":
+        """Epsilon of all that is charged to an account, composed over mechanisms, campaigns and releases; by PLD, by PRV, and as stated."""
+        return _composed(self.charged(account), delta)
 
     def spent(self, account: str, delta: float) -> float:
-        """Epsilon of all reservations of an account, composed; unused reservations count."""
-        return _epsilon(_reserved(self.entries(), account), delta)
+        """The epsilon that ``composed`` states; unused reservations count."""
+        return self.composed(account, delta).epsilon
 
     def entries(self) -> tuple[LedgerEntry, ...]:
         """All entries, oldest first."""
-        with self._locked() as entries:
-            return tuple(entries)
+        with self._file.locked() as books:
+            return tuple(books.entries)
 
     @property
     def head(self) -> str:
@@ -158,127 +178,51 @@ class Ledger:
         """Return only if nothing was edited; the error names the first line that was."""
         self.entries()
 
-    @contextmanager
-    def _locked(self) -> Iterator[list[LedgerEntry]]:
-        """The checked entries, while no other process reads or writes."""
+    def _append(
+        self, books: Books, kind: Kind, account: str, reference: str, events: tuple[LedgerEvent, ...] = (), *, evidence: str | None = None
+    ) -> str:
+        last = books.entries[-1] if books.entries else None
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            lock = os.open(self._beside("lock"), os.O_RDWR | os.O_CREAT, 0o600)
-        except OSError as error:
-            raise LedgerError(f"{self._path.name}: cannot be locked ({error.strerror})") from error
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield self._read()
-        except OSError as error:
-            raise LedgerError(f"{self._path.name}: cannot be read or written ({error.strerror}); nothing more was acknowledged") from error
-        finally:
-            os.close(lock)
-
-    def _read(self) -> list[LedgerEntry]:
-        """Entries after checking the chain against the head file, and setting aside what a crash tore."""
-        head_file = self._beside("head")
-        try:
-            head = _Head.model_validate_json(head_file.read_bytes()) if head_file.exists() else _Head(seq=0, hash=self._start)
+            entry = new_entry(
+                seq=len(books.entries) + 1,
+                time=datetime.now(UTC).isoformat(timespec="seconds"),
+                kind=kind,
+                account=account,
+                reference=reference,
+                events=events,
+                previous=last.hash if last else self._start,
+                evidence=evidence,
+            )
         except ValidationError:
-            raise LedgerError(f"{head_file.name}: unreadable; restore it from a backup") from None
-        data = self._path.read_bytes() if self._path.exists() else b""
-        whole = data[: data.rfind(b"\n") + 1]
-        entries = self._parse(whole)
-        if not head.seq <= len(entries) <= head.seq + 1:
-            raise LedgerError(f"{self._path.name}: {len(entries)} entries, {head_file.name} tells of {head.seq}: lines or files were removed")
-        if head.hash != (entries[head.seq - 1].hash if head.seq else self._start):
-            raise LedgerError(f"{self._path.name}: line {head.seq} is not the one that {head_file.name} tells of: the ledger was rewritten")
-        if torn := data[len(whole) :]:  # a crash while writing; the entry was never acknowledged
-            self._set_aside(torn, keep=len(whole))
-        if len(entries) == head.seq + 1:  # a crash between entry and head
-            self._write_head(entries[-1])
-        return entries
-
-    def _parse(self, data: bytes) -> list[LedgerEntry]:
-        entries: list[LedgerEntry] = []
-        for number, line in enumerate(data.splitlines(keepends=True), start=1):
-            try:
-                entry = LedgerEntry.model_validate_json(line, strict=True)
-                intact = entry.line() == line and entry.hash == entry.expected_hash()
-            except ValueError:
-                raise LedgerError(f"{self._path.name}: line {number} is not an entry; it was edited or damaged") from None
-            previous = entries[-1].hash if entries else self._start
-            if not intact or entry.seq != number or entry.previous != previous:
-                raise LedgerError(f"{self._path.name}: line {number} was edited, moved, or is of another site's ledger")
-            entries.append(entry)
-        return entries
-
-    def _append(self, entries: list[LedgerEntry], kind: Kind, account: str, reference: str, events: tuple[LedgerEvent, ...]) -> str:
-        """Write one entry, then the head; return the entry's hash once both are on the disk."""
-        fields = {
-            "seq": len(entries) + 1,
-            "time": datetime.now(UTC).isoformat(timespec="seconds"),
-            "kind": kind,
-            "account": account,
-            "reference": reference,
-            "events": events,
-            "previous": entries[-1].hash if entries else self._start,
-        }
-        try:
-            draft = LedgerEntry.model_validate({**fields, "hash": self._start})
-        except ValidationError:
-            raise ConfigError("account and reference of a ledger entry are names: letters, digits and ._:/-") from None
-        entry = draft.model_copy(update={"hash": draft.expected_hash()})
-        new = not self._path.exists()
-        _write(self._path, entry.line(), os.O_APPEND)
-        if new:
-            _sync_folder(self._path.parent)
-        self._write_head(entry)
+            raise ConfigError("account and reference of a ledger entry are names: letters, digits and ._:/-; evidence is a SHA-256") from None
+        books.add(entry)  # refuses what contradicts the entries before it
+        self._file.append(entry)
         return entry.hash
 
-    def _write_head(self, entry: LedgerEntry) -> None:
-        fresh = self._beside("head.new")
-        _write(fresh, canonical_json({"seq": entry.seq, "hash": entry.hash}), os.O_TRUNC)
-        fresh.replace(self._beside("head"))
-        _sync_folder(self._path.parent)
 
-    def _set_aside(self, torn: bytes, *, keep: int) -> None:
-        number = 1
-        while self._beside(f"torn-{number}").exists():
-            number += 1
-        _write(self._beside(f"torn-{number}"), torn, os.O_EXCL)
-        with self._path.open("r+b") as stream:
-            stream.truncate(keep)
-            os.fsync(stream.fileno())
-
-    def _beside(self, ending: str) -> Path:
-        return self._path.with_name(f"{self._path.name}.{ending}")
-
-
-def _write(path: Path, data: bytes, flags: int) -> None:
-    """Write all of ``data`` and wait until the disk has it."""
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | flags, 0o600), "wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _written(mechanism: str, event: "GaussianEvent") -> LedgerEvent:
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        return LedgerEvent(
+            noise_multiplier=float(event.noise_multiplier),
+            sample_rate=float(event.sample_rate),
+            count=int(event.count),
+            mechanism=mechanism,
+        )
+    except ValidationError:
+        raise ConfigError(f"a mechanism of the ledger has a name of letters, spaces and hyphens, and a count above 0: {mechanism[:40]!r}") from None
 
 
-def _written(event: "GaussianEvent") -> LedgerEvent:
-    return LedgerEvent(noise_multiplier=float(event.noise_multiplier), sample_rate=float(event.sample_rate), count=int(event.count))
+def _repeated(books: Books, account: str, reference: str, wanted: Sequence[LedgerEvent]) -> LedgerEntry | None:
+    """The same reservation made before, if there is one that still stands."""
+    found = books.find("reserve", account, reference)
+    if found is not None and [e.numbers for e in found.events] != [e.numbers for e in wanted]:
+        raise LedgerError(f"{reference} has reserved other events of {account} before; a new job needs a new reference")
+    if found is not None and (ended := books.ended(account, reference)):
+        raise LedgerError(f"{reference} of {account} has ended, by {ended.kind}; a new job needs a new reference")
+    return found
 
 
-def _find(entries: Sequence[LedgerEntry], kind: Kind, account: str, reference: str) -> LedgerEntry | None:
-    return next((entry for entry in entries if (entry.kind, entry.account, entry.reference) == (kind, account, reference)), None)
-
-
-def _reserved(entries: Sequence[LedgerEntry], account: str) -> list[LedgerEvent]:
-    return [event for entry in entries if entry.kind == "reserve" and entry.account == account for event in entry.events]
-
-
-def _epsilon(events: Sequence[LedgerEvent], delta: float) -> float:
+def _composed(events: Sequence[LedgerEvent], delta: float) -> "Spent":
     from busgen_privacy.dp.accounting import GaussianEvent, epsilon_of
 
-    return epsilon_of([GaussianEvent(event.noise_multiplier, event.sample_rate, event.count) for event in events], delta=delta).epsilon
+    return epsilon_of([GaussianEvent(*event.numbers) for event in events], delta=delta)

@@ -61,6 +61,8 @@ def check_offer(campaign: Campaign, policy: Policy, *, members: int) -> None:
         reasons.append(f"asks delta {campaign.delta:g}, {policy.lifetime_delta:g} is allowed")
     if campaign.delta >= 1 / policy.public_cohort:
         reasons.append(f"delta {campaign.delta:g} is not below 1 / {policy.public_cohort} patients")
+    if policy.lifetime_delta >= 1 / policy.public_cohort:
+        reasons.append(f"the policy's own lifetime_delta {policy.lifetime_delta:g} is not below 1 / {policy.public_cohort} patients; lower it")
     if members < policy.smallest_cohort:
         reasons.append(f"the cohort is below the smallest allowed, {policy.smallest_cohort} patients")
     if reasons:

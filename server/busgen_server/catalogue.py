@@ -48,7 +48,7 @@ def admit(store: HubStore, data: Path, trusted: TrustedKeys, campaign: Campaign,
             if stored.read_bytes() != files[MANIFEST]:
                 raise ManifestError(f"release id {manifest.release_id} is taken by another release of {trusted.site}")
             return held
-        others = [row for row in store.releases(state="admitted") if row.release_id != manifest.release_id]
+        others = [row for row in store.releases() if row.state != "rejected" and row.release_id != manifest.release_id]
         _check_against_others(digests, [_digests(data, row) for row in others], images=manifest.images)
     except BusgenError as error:
         return store.add_release(
@@ -100,8 +100,8 @@ def _admitted_before(store: HubStore, manifest: Manifest, site: str) -> ReleaseR
     held = store.release(manifest.release_id)
     if held is not None and held.site != site:
         raise ManifestError(f"release id {manifest.release_id} is taken by another site")
-    for row in store.releases(campaign_id=manifest.campaign_id, state="admitted"):
-        if row.site == site and row.release_id != manifest.release_id:
+    for row in store.releases(campaign_id=manifest.campaign_id):
+        if row.state != "rejected" and row.site == site and row.release_id != manifest.release_id:
             raise ManifestError(f"{site} already has release {row.release_id} in campaign {manifest.campaign_id}")
     return held
 

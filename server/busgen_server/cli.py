@@ -3,7 +3,7 @@
 import datetime
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Annotated
 
@@ -21,7 +21,8 @@ from busgen_core.supervise import Program, supervise
 from busgen_core.transfer import folder_files, pack
 from busgen_core.wire import Campaign, Name
 from busgen_server import foundations
-from busgen_server.database import open_store
+from busgen_server.database import ReleaseRow, open_store
+from busgen_server.notices import withdrawal_words
 from busgen_server.settings import CONFIG_VARIABLE, HubSettings, load_settings
 from busgen_server.store import HubStore
 
@@ -30,7 +31,9 @@ site_app = typer.Typer(no_args_is_help=True, help="Hospitals.")
 foundation_app = typer.Typer(no_args_is_help=True, help="Versions of the foundation.")
 campaign_app = typer.Typer(no_args_is_help=True, help="Campaigns.")
 catalogue_app = typer.Typer(no_args_is_help=True, help="Releases.")
-for name, sub in {"foundation": foundation_app, "site": site_app, "campaign": campaign_app, "catalogue": catalogue_app}.items():
+release_app = typer.Typer(no_args_is_help=True, help="One release.")
+groups = {"foundation": foundation_app, "site": site_app, "campaign": campaign_app, "catalogue": catalogue_app, "release": release_app}
+for name, sub in groups.items():
     app.add_typer(sub, name=name)
 
 Config = Annotated[Path, typer.Option("--config", "-c", envvar=CONFIG_VARIABLE, help="The hub's settings, hub.toml.")]
@@ -301,15 +304,22 @@ def campaign_results(campaign_id: str, config: Config = HUB_TOML, as_json: AsJso
 
 @catalogue_app.command("list")
 def catalogue_list(config: Config = HUB_TOML, as_json: AsJson = False) -> None:
-    """Releases, admitted and rejected.
+    """Releases, admitted, rejected and retired, and what their hospitals have said of them since.
 
     Exit status: 0 done, 1 invalid settings, 2 wrong usage.
     """
-    rows = [
-        {"release": r.release_id, "site": r.site, "state": r.state, "code": r.code, "epsilon": r.epsilon, "gate": r.gate, "images": r.images}
-        for r in _store(config).releases()
-    ]
-    print_rows(rows, as_json=as_json)
+    store = _store(config)
+    print_rows([_release_row(r, notices=store.withdrawals()) for r in store.releases()], as_json=as_json)
+
+
+@release_app.command("retire")
+def release_retire(release: Annotated[str, typer.Argument(help="Its id, as 'catalogue list' has it.")], config: Config = HUB_TOML) -> None:
+    """Leave a release out of every later pool. Its files, and models trained before, stay.
+
+    Exit status: 0 retired, 1 no such release was admitted, 2 wrong usage.
+    """
+    _store(config).retire_release(release)
+    typer.echo(f"retired: {release}")
 
 
 @app.command("verify")
@@ -353,6 +363,12 @@ def _foundation_row(settings: HubSettings, version: foundations.Version, registe
         "state": "whole" if foundations.is_whole(settings.data, version.digest) else "damaged",
     }
     return {**row, "added": version.added, "registered": registered.get(version.digest, "")} if as_json else row
+
+
+def _release_row(row: ReleaseRow, *, notices: Set[tuple[str, str]]) -> dict[str, object]:
+    notice = withdrawal_words(row.epsilon, retired=row.state == "retired") if (row.campaign_id, row.site) in notices else ""
+    shown = {"release": row.release_id, "site": row.site, "state": row.state, "code": row.code, "epsilon": row.epsilon}
+    return {**shown, "gate": row.gate, "images": row.images, "notice": notice}
 
 
 def _store(config: Path) -> HubStore:

@@ -12,7 +12,7 @@ BUSY_SECONDS = 30  # a writer waits this long for another process before it fail
 WRITING = {"busgen_write": True}  # execution option of a transaction that will write
 
 CampaignState = Literal["open", "scoring", "done", "cancelled"]
-ReleaseState = Literal["admitted", "rejected"]
+ReleaseState = Literal["admitted", "rejected", "retired"]
 Json = dict[str, object]
 
 
@@ -86,7 +86,7 @@ class JobRow(Base):
 
 
 class ReleaseRow(Base):
-    """One release that arrived. A rejected one has a ``code`` and no folder."""
+    """One release that arrived. A rejected one has a ``code`` and no folder; a retired one is in no later pool."""
 
     __tablename__ = "releases"
 
@@ -101,6 +101,16 @@ class ReleaseRow(Base):
     gate: Mapped[str] = mapped_column(default="")
     images: Mapped[int] = mapped_column(default=0)
     folder: Mapped[str] = mapped_column(default="")  # relative to the data folder
+    created: Mapped[datetime] = mapped_column(default=now)
+
+
+class WithdrawalRow(Base):
+    """A site's notice that its release of a campaign holds a patient who withdrew consent since. It is never taken back."""
+
+    __tablename__ = "withdrawals"
+
+    campaign_id: Mapped[str] = mapped_column(ForeignKey("campaigns.campaign_id"), primary_key=True)
+    site: Mapped[str] = mapped_column(ForeignKey("sites.name"), primary_key=True)
     created: Mapped[datetime] = mapped_column(default=now)
 
 

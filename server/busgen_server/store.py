@@ -25,10 +25,12 @@ from busgen_server.database import (
     ResultRow,
     ScoreRow,
     SiteRow,
+    WithdrawalRow,
     now,
 )
 
 Row = TypeVar("Row", bound=Base)
+RETIRED = "release-retired"  # code of a release that the coordinator took out of later pools
 POOL = "pool"  # the "site" of a result over all sites
 
 # From a state to those that may follow it; the same state again is always allowed.
@@ -116,6 +118,8 @@ class HubStore:
                 raise StateError(f"a node that is not {reply.site}'s answered in its name")
             site.last_seen = now()
             site.health = reply.model_dump(mode="json", exclude={"site", "version"})
+            for campaign_id in reply.withdrawal_notices:
+                _withdrawn(session, campaign_id, site.name)
             return site
 
     def seen(self, name: str) -> None:
@@ -182,6 +186,8 @@ class HubStore:
             row.state, row.code, row.progress = status.state.value, status.code, status.progress
             row.foundation_have, row.updated = status.foundation_have, now()
             row.release_id, row.release_bytes, row.release_sha256 = status.release_id, status.release_bytes, status.release_sha256
+            if status.withdrawal_notice:
+                _withdrawn(session, status.campaign_id, site)
             return row
 
     def job(self, campaign_id: str, site: str) -> JobRow | None:
@@ -223,6 +229,25 @@ class HubStore:
         if campaign_id is not None:
             query = query.where(ReleaseRow.campaign_id == campaign_id)
         return self._all(query if state is None else query.where(ReleaseRow.state == state))
+
+    def retire_release(self, release_id: str) -> ReleaseRow:
+        """Leave an admitted release out of every pool from now on; its files and what was trained on it stay. Again changes nothing.
+
+        Raises:
+            StateError: no release of that id was admitted.
+        """
+        with self._writing() as session:
+            row = session.get(ReleaseRow, release_id)
+            if row is None or row.state == "rejected":
+                raise StateError(f"no release {release_id} was admitted")
+            if row.state != "retired":
+                row.state, row.code, row.message = "retired", RETIRED, "retired by the coordinator; it is in no later pool"
+                _note(session, "release.retired", release_id=release_id, site=row.site)
+            return row
+
+    def withdrawals(self) -> set[tuple[str, str]]:
+        """Campaign and site of every release that holds a withdrawn patient, as the sites have said."""
+        return {(row.campaign_id, row.site) for row in self._all(select(WithdrawalRow))}
 
     # Downstream models, scores, results
 
@@ -281,6 +306,14 @@ class HubStore:
 
 def _note(session: Session, event: str, **fields: str | int | float) -> None:
     session.add(JournalRow(event=event, fields=dict(fields)))
+
+
+def _withdrawn(session: Session, campaign_id: str, site: str) -> None:
+    """Keep a site's notice; of a campaign that this hub does not know it means nothing."""
+    known = session.get(CampaignRow, campaign_id) is not None and session.get(SiteRow, site) is not None
+    if known and session.get(WithdrawalRow, (campaign_id, site)) is None:
+        session.add(WithdrawalRow(campaign_id=campaign_id, site=site))
+        _note(session, "release.withdrawal", campaign_id=campaign_id, site=site)
 
 
 def _bind(session: Session, name: str, node_id: str | None) -> None:

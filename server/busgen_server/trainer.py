@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 
 from busgen_core.digests import sha256_bytes
 from busgen_core.downstream import train_classifier
-from busgen_core.errors import InputError
+from busgen_core.errors import InputError, StatementError
 from busgen_core.labels import Pathology
+from busgen_core.release import MANIFEST, Manifest
 from busgen_core.repository import SyntheticImage, arrays, read_parquet
 from busgen_core.scores import auc_from_counts, operating_point, quantile_edges
 from busgen_core.wire import BinnedCounts
+from busgen_privacy.statement import pooled_epsilon
 from busgen_server.database import ModelRow, ReleaseRow, ResultRow, open_store
 from busgen_server.settings import CONFIG_VARIABLE, HubSettings, load_settings
 from busgen_server.store import POOL, HubStore
@@ -73,7 +75,7 @@ class Trainer:
                 model_id=model_id,
                 campaign_id=campaign_id,
                 name=name,
-                trained_on=f"{int((~aside).sum())} synthetic images of {len(releases)} release(s)",
+                trained_on=f"{int((~aside).sum())} synthetic images of {len(releases)} release(s){pool_promise(self.settings.data, releases)}",
                 weights=file.relative_to(self.settings.data).as_posix(),
                 sha256=sha256_bytes(weights),
                 edges=[float(e) for e in edges],
@@ -123,6 +125,18 @@ class Trainer:
             return []
         details: dict[str, object] = {"model": model.model_id, "sensitivity": list(point.sensitivity), "specificity": list(point.specificity)}
         return [ResultRow(campaign_id=model.campaign_id, name=model.name, site=site, auc=auc, low=low, high=high, details=details)]
+
+
+def pool_promise(data: Path, releases: list[ReleaseRow]) -> str:
+    """What is promised to a patient who is in all of these releases, as words to append; empty for fewer than two."""
+    if len(releases) < 2:
+        return ""
+    manifests = [Manifest.from_bytes((data / release.folder / MANIFEST).read_bytes()) for release in releases]
+    delta = max(manifest.privacy.delta for manifest in manifests)
+    try:
+        return f"; a patient who is in all of them: epsilon {pooled_epsilon(manifests, delta):.3g} at delta {delta:g}"
+    except StatementError:
+        return "; for a patient who is in all of them no epsilon can be stated"
 
 
 def lesion_arrays(images: list[SyntheticImage]) -> tuple[NDArray[np.uint8], list[Pathology]]:

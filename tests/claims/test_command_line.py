@@ -58,11 +58,13 @@ def test_an_edited_ledger_is_named(config: Path, capsys: pytest.CaptureFixture[s
     file = config.parent / "data" / "ledger.jsonl"
     file.parent.mkdir()
     ledger = Ledger(file, site="north")
-    ledger.reserve(account="members", reference="c1", events=[GaussianEvent(4.0, 1.0, 1)], cap_epsilon=8, delta=1e-5)
+    ledger.reserve(account="members", reference="c1", events=[("score", GaussianEvent(4.0, 1.0, 1))], cap_epsilon=8, delta=1e-5)
     assert ends_with(node, "ledger", "verify", "--config", config) == 0
     assert "whole: 1 entries" in capsys.readouterr().out
     file.write_text(file.read_text().replace("4.0", "9.0"))
-    assert str(ends_with(node, "ledger", "verify", "--config", config)).startswith("busgen-node: ledger-invalid:")
+    said = str(ends_with(node, "ledger", "verify", "--config", config))
+    assert said.startswith("busgen-node: ledger-invalid:")
+    assert "line 1 was edited" in said
 
 
 def test_a_short_passphrase_is_refused(config: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 import tomli_w
 
 from busgen_client.cohort import CohortStore
+from busgen_client.drawing import SELECTED, released_images
 from busgen_client.jobs import JobStore
 from busgen_client.keys import create_keys, public_keys
 from busgen_client.protocol import NodeProtocol, foundation_part, job_folder, release_file
@@ -52,7 +53,7 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> NodeSettings:
         "site": "north",
         "data": "data",
         "hub": {"address": "127.0.0.1:1", "ca_file": "ca.crt", "bundle_sha256": ["0" * 64]},
-        "adapt": {"steps": 3, "draws": 1, "threads": 1},
+        "adapt": {"mechanisms": ["vote", "mean", "dp-sgd"], "steps": 3, "draws": 1, "threads": 1},
         "policy": {"lifetime_epsilon": 16.0, "campaign_epsilon": 8.0, "public_cohort": 40, "auto_accept": True},
     }
     (tmp_path / "node.toml").write_text(tomli_w.dumps(content))
@@ -61,6 +62,7 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> NodeSettings:
     cohorts = {"member": phantom_cohort(40, seed=0), "holdout": phantom_cohort(24, seed=1000)}
     monkeypatch.setattr(CohortStore, "load", lambda self, role, only=(): cohorts[role])
     monkeypatch.setattr(CohortStore, "ids", lambda self, role: [])
+    monkeypatch.setattr("busgen_privacy.dp.reference.PER_CLASS", 16)  # a small reference: every test has its own node
     monkeypatch.setattr(CohortStore, "count_patients", lambda self, role: len(set(cohorts[role].patients)))
     return settings
 
@@ -191,7 +193,7 @@ def test_states_move_only_along_their_ways(node: NodeSettings, foundation: Path)
 
 def test_sampling_goes_on_shard_by_shard(node: NodeSettings, foundation: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A shard that is on disk is kept as it is, and the images are the same as without the interruption."""
-    monkeypatch.setattr("busgen_client.worker.SHARD_IMAGES", 8)
+    monkeypatch.setattr("busgen_client.drawing.SHARD_IMAGES", 8)
     offer = campaign(foundation)
     jobs = accept(node, foundation, offer)
     worker = Worker(node)
@@ -199,11 +201,15 @@ def test_sampling_goes_on_shard_by_shard(node: NodeSettings, foundation: Path, m
         worker.step()
     row = jobs.need("c1")
     worker.step()
-    shards = sorted((job_folder(node.data, "c1") / "samples").glob("*.parquet"))
+    chosen = job_folder(node.data, "c1") / "samples" / SELECTED
+    pool = sorted((job_folder(node.data, "c1") / "pool").glob("*.parquet"))
+    shards = [*pool, chosen]
     before = [s.read_bytes() for s in shards]
-    assert len(shards) == 3
+    assert len(pool) == 10  # 20 images, 4 candidates for each
+    assert len(released_images(job_folder(node.data, "c1"))) == 20
     kept = shards[0].stat().st_mtime_ns
-    shards[-1].unlink()
+    pool[-1].unlink()
+    chosen.unlink()
     monkeypatch.setattr(JobStore, "move", lambda *_, **__: None)
     Worker(node)._generate(row)
     assert [s.read_bytes() for s in shards] == before

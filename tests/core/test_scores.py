@@ -15,8 +15,8 @@ LABELS = st.sampled_from(list(Pathology))
 IMAGE = st.tuples(st.floats(allow_nan=True, width=32), LABELS, st.sampled_from("abcdef"))
 
 
-def silent(count: int) -> Floats:
-    return np.zeros(count)
+def silent(exact: Floats) -> Floats:
+    return exact
 
 
 def histogram(images: list[tuple[float, Pathology, str]]) -> Floats:
@@ -28,7 +28,7 @@ def drawn(rng: np.random.Generator, *, benign: int, malignant: int, apart: float
     scores = np.r_[rng.normal(size=benign), rng.normal(apart, 1, malignant)]
     labels = [Pathology.BENIGN] * benign + [Pathology.MALIGNANT] * malignant
     counts = patient_counts(scores, labels, [str(i) for i in range(len(scores))], edges)
-    return noised(counts, noise=noise, gaussian=lambda n: rng.normal(size=n))
+    return noised(counts, noise=noise, mechanism=lambda exact: exact + rng.normal(scale=noise, size=exact.shape))
 
 
 def test_auc_equals_the_slow_count_of_pairs() -> None:
@@ -72,7 +72,7 @@ def test_edges_cut_into_equal_parts() -> None:
 
 def test_small_cells_are_hidden_and_do_not_follow_from_the_total() -> None:
     """A cell below the limit is hidden, and never alone in its class."""
-    counts = noised(np.array([[20.0, 9.0, 3.0], [4.9, 5.0, 30.0]]), noise=1.0, gaussian=silent)
+    counts = noised(np.array([[20.0, 9.0, 3.0], [4.9, 5.0, 30.0]]), noise=1.0, mechanism=silent)
     assert counts.benign == (20.0, None, None)
     assert counts.malignant == (None, None, 30.0)
     assert counts.benign_total == pytest.approx(32)
@@ -81,7 +81,9 @@ def test_small_cells_are_hidden_and_do_not_follow_from_the_total() -> None:
 
 def test_hiding_looks_at_the_noised_cell() -> None:
     """An exact 20 that noise makes 4 is hidden, an exact 0 that noise makes 6 is shown: hiding tells nothing exact."""
-    counts = noised(np.array([[20.0, 0.0, 50.0], [0.0, 0.0, 0.0]]), noise=2.0, gaussian=lambda n: np.array([-8.0, 3, 0, 9, 9, 9]))
+    counts = noised(
+        np.array([[20.0, 0.0, 50.0], [0.0, 0.0, 0.0]]), noise=2.0, mechanism=lambda exact: exact + np.reshape([-16.0, 6, 0, 18, 18, 18], (2, 3))
+    )
     assert counts.benign == (None, None, 50.0)
     assert counts.malignant == (18.0, 18.0, 18.0)
 
@@ -89,15 +91,15 @@ def test_hiding_looks_at_the_noised_cell() -> None:
 def test_noise_is_as_loud_as_stated_and_not_optional() -> None:
     """Each cell gets independent noise of the stated deviation; zero noise is refused."""
     rng = np.random.default_rng(3)
-    counts = noised(np.full((2, 2000), 100.0), noise=2.0, gaussian=lambda n: rng.normal(size=n))
+    counts = noised(np.full((2, 2000), 100.0), noise=2.0, mechanism=lambda exact: exact + rng.normal(scale=2.0, size=exact.shape))
     shown = np.array([c for c in counts.benign + counts.malignant if c is not None])
     assert len(shown) == 4000
     assert 1.9 < shown.std() < 2.1  # 4.5 standard errors
     for wrong in (0.0, -1.0, float("nan")):
         with pytest.raises(ConfigError, match="noise"):
-            noised(np.ones((2, 4)), noise=wrong, gaussian=silent)
+            noised(np.ones((2, 4)), noise=wrong, mechanism=silent)
     with pytest.raises(ConfigError, match="one number for each cell"):
-        noised(np.ones((2, 4)), noise=1.0, gaussian=lambda n: np.zeros(1))
+        noised(np.ones((2, 4)), noise=1.0, mechanism=lambda exact: exact[0])
 
 
 def test_auc_of_clean_counts_is_the_auc_of_the_bins() -> None:

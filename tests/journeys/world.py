@@ -32,7 +32,8 @@ def tiny_foundation(folder: Path) -> Path:
 
 def site(name: str, *, steps: int = 4, **policy: object) -> Site:
     """A site whose adaptation takes seconds; ``policy`` changes its limits."""
-    settings = {"adapt": {"steps": steps, "draws": 1, "threads": 1}, "policy": {"smallest_cohort": 30, "score_noise": 1.0, **policy}}
+    adapt = {"mechanisms": ["vote", "mean", "dp-sgd"], "steps": steps, "draws": 1, "threads": 1}
+    settings = {"adapt": adapt, "policy": {"smallest_cohort": 30, "score_noise": 1.0, **policy}}
     return Site(name=name, public_cohort=60, settings=settings)
 
 

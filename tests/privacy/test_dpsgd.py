@@ -18,22 +18,18 @@ from busgen_core.generator import Generator, Shape, build_network, denoising_los
 from busgen_core.labels import NULL_INDEX
 from busgen_core.tensors import to_unit
 from busgen_privacy.cohort import Cohort
-from busgen_privacy.dp.accounting import GaussianEvent, epsilon_of
 from busgen_privacy.dp.dpsgd import (
     CLASS_TABLE,
     DpSgdPlan,
     PatientOptimizer,
     adapt,
-    choose_subset,
     load_adapted,
     patient_gradient,
-    plan_dpsgd,
     trainable,
 )
 from busgen_privacy.dp.noise import SeededGaussian
 from busgen_privacy.dp.plan import SUBSET_SIZE
 from busgen_privacy.dp.watchdog import Watchdog
-from busgen_privacy.policy import Policy
 from tests.privacy.small import cohort, small_foundation, small_plan
 
 MEMBERS = cohort([1, 2, 1, 1, 3, 1, 1, 1])
@@ -257,22 +253,6 @@ def test_images_of_another_size_are_refused(tmp_path: Path) -> None:
     """Frames that are not the foundation's size are an input error."""
     with pytest.raises(InputError):
         adapt(small_foundation(), cohort([1, 1], size=64), small_plan(), checkpoint=tmp_path, progress=quiet)
-
-
-def test_the_campaigns_epsilon_covers_adaptation_and_audit() -> None:
-    """The planned noise leaves room for the audit's figures: together they stay within the campaign's epsilon, and near it."""
-    policy = Policy(lifetime_epsilon=20, campaign_epsilon=8, public_cohort=600)
-    plan = plan_dpsgd(policy=policy, campaign_epsilon=8, delta=1e-5, steps=20, patient_rate=0.25, draws=4)
-    together = epsilon_of([*plan.events(), GaussianEvent(policy.audit_noise, 1.0, 1)], delta=1e-5).epsilon
-    assert 7.9 < together <= 8
-    assert plan.subset == "bias-norm"
-    assert plan.expected_patients == 150
-
-
-@pytest.mark.parametrize(("epsilon", "patients", "subset"), [(1, 300, "class-embedding"), (8, 300, "class-embedding"), (8, 600, "bias-norm")])
-def test_the_subset_follows_from_public_constants(epsilon: float, patients: int, subset: str) -> None:
-    """d <= (mu n / 8)^2 decides, and where nothing fits the smallest subset is taken."""
-    assert choose_subset(epsilon=epsilon, delta=1e-5, public_cohort=patients) == subset
 
 
 @pytest.mark.parametrize(

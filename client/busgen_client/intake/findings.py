@@ -17,6 +17,7 @@ class Code(StrEnum):
     BOX_OUTSIDE_REGION = "box-outside-region"
     BURNED_IN_TEXT = "burned-in-text"
     COLOUR = "colour"
+    CONSENT_WITHDRAWN = "consent-withdrawn"
     DICOM_INVALID = "dicom-invalid"
     FILE_MISSING = "file-missing"
     FILE_TOO_LARGE = "file-too-large"
@@ -47,6 +48,7 @@ REASONS: Mapping[Code, str] = {
     Code.BOX_OUTSIDE_REGION: "more than half of the lesion box lies outside the scan region; box and image do not belong together",
     Code.BURNED_IN_TEXT: "the header says that text is burned into the pixels, and names no scan region outside which to black it out",
     Code.COLOUR: "colour Doppler or another colour overlay covers the scan; the generator learns gray B-mode only",
+    Code.CONSENT_WITHDRAWN: "this patient has withdrawn consent and is never taken in again",
     Code.DICOM_INVALID: "the DICOM file is truncated, or an attribute that is needed is missing or malformed; export it again",
     Code.FILE_MISSING: "the table names a file that is not in the folder",
     Code.FILE_TOO_LARGE: "the file or frame is larger than any ultrasound frame; it was not decoded",

@@ -44,6 +44,8 @@ def take_in(store: CohortStore, sources: Iterable[Source], *, total: int, event:
                 seen.update(outcomes)
                 if Admission.ROLE_CONFLICT in outcomes:
                     raise QuarantineError(Code.ROLE_CONFLICT)
+                if Admission.WITHDRAWN in outcomes:
+                    raise QuarantineError(Code.CONSENT_WITHDRAWN)
             except QuarantineError as refused:
                 held[refused.finding.value] += 1
                 store.quarantine(source.key, code=refused.finding.value, reason=REASONS[refused.finding])

@@ -4,6 +4,9 @@ PLD: dp_accounting, privacy loss distributions (Koskela et al. 2020, arXiv:1906.
 arXiv:2207.04380), pessimistic discretisation, the worse of adding and of removing a patient.
 PRV: Opacus, privacy random variables (Gopi, Lee, Wutschitz 2021, arXiv:2106.02848), upper bound of its error interval.
 
+Noise is drawn from a discrete Gaussian, whose epsilon is that of the real one up to SAMPLER_SLACK (derived in dp/noise.py). So both
+accountants are asked at delta (1 - SAMPLER_SLACK), and what is stated is SAMPLER_SLACK above the larger answer.
+
 Heavy libraries are imported inside the functions: whoever only names an event does not wait for torch.
 """
 
@@ -24,6 +27,7 @@ PRV_ERROR, PRV_SHARE = 2e-3, 1e-3  # error bound that PRV adds: absolute, or thi
 DISAGREE_SHARE, DISAGREE_GAP = 0.01, 0.01  # relative and absolute; both exceeded means disagreement
 NO_PROMISE = 100.0  # from here on epsilon is reported as infinite: no policy may allow it
 QUIETEST, MOST = 0.05, 20_000  # smallest noise multiplier and largest number of compositions that are computed
+SAMPLER_SLACK = 1e-5  # epsilon, and share of delta, between the discrete noise that is drawn and the real Gaussian
 NOISE_STEP = 5e-4  # relative accuracy of the smallest noise
 
 
@@ -65,7 +69,8 @@ class Spent:
 def epsilon_of(events: Sequence[GaussianEvent], *, delta: float) -> Spent:
     """Epsilon of all events composed, adaptively and in any order.
 
-    Guarantees: the epsilon stated is the larger of two upper bounds. It does not depend on the order of ``events``.
+    Guarantees: the epsilon stated is the larger of two upper bounds, plus SAMPLER_SLACK for the noise as it is drawn (at most
+    2^23 numbers a repetition). It does not depend on the order of ``events``.
 
     Returns:
         Zero for no events; infinite where epsilon is far above 100 and therefore no promise.
@@ -97,13 +102,14 @@ def _composed(events: tuple[tuple[float, float, int], ...], delta: float) -> Spe
             loose = _rdp(events, delta)
             if loose > 2 * NO_PROMISE:
                 return Spent(inf, inf, inf)
-            pld, prv = _pld(events, delta), _prv(events, delta, error=max(PRV_ERROR, PRV_SHARE * loose))
+            tight = delta * (1 - SAMPLER_SLACK)
+            pld, prv = _pld(events, tight), _prv(events, tight, error=max(PRV_ERROR, PRV_SHARE * loose))
         except (ValueError, RuntimeError, FloatingPointError, MemoryError) as error:
             raise WatchdogError(f"an accountant failed ({type(error).__name__}: {error}); no epsilon can be stated") from error
     gap = abs(pld - prv)
     if not gap <= max(DISAGREE_GAP, DISAGREE_SHARE * max(pld, prv)):  # NaN disagrees too
         raise WatchdogError(f"accountants disagree: PLD {pld:.4f}, PRV {prv:.4f} at delta {delta:g}; no epsilon can be stated")
-    return Spent(max(pld, prv), pld, prv)
+    return Spent(max(pld, prv) + SAMPLER_SLACK, pld, prv)
 
 
 def _pld(events: Sequence[tuple[float, float, int]], delta: float) -> float:

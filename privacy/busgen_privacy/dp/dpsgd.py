@@ -25,10 +25,10 @@ from diffusers import EDMDPMSolverMultistepScheduler
 from opacus.optimizers import DPOptimizer
 from opacus.optimizers.optimizer import _check_processed_flag, _mark_as_processed
 from torch import Tensor
-from torch.nn import GroupNorm, Parameter
+from torch.nn import Parameter
 
 from busgen_core.digests import canonical_json, sha256_bytes
-from busgen_core.errors import InputError
+from busgen_core.errors import InputError, WatchdogError
 from busgen_core.files import write_whole
 from busgen_core.foundation import Foundation
 from busgen_core.generator import Generator
@@ -36,30 +36,15 @@ from busgen_core.labels import NULL_INDEX
 from busgen_privacy.cohort import Cohort
 from busgen_privacy.denoising import patient_losses, sigmas_at
 from busgen_privacy.dp import checkpoints
-from busgen_privacy.dp.noise import NoiseSource, SecureGaussian, poisson_sample
-from busgen_privacy.dp.plan import DpSgdPlan, Subset, audit_event, choose_subset, plan_dpsgd
+from busgen_privacy.dp.noise import UNITS, NoiseSource, SecureGaussian, noised, poisson_sample
+from busgen_privacy.dp.plan import DpSgdPlan
+from busgen_privacy.dp.subsets import CLASS_TABLE, merged, trainable
 from busgen_privacy.dp.watchdog import GAMMA, Watchdog, check_unwrapped
 
-__all__ = ["DpSgdPlan", "adapt", "audit_event", "choose_subset", "load_adapted", "plan_dpsgd", "trainable"]
+__all__ = ["DpSgdPlan", "adapt", "load_adapted", "trainable"]
 
-CLASS_TABLE = "labels.pathology.weight"
 EMA_DECAY = 0.98
 SAVE_EVERY = 10  # steps between checkpoints
-
-
-def trainable(network: Generator, subset: Subset) -> dict[str, Parameter]:
-    """Parameters of ``subset`` by name, in the network's order; every parameter's ``requires_grad`` is set to match.
-
-    ``class-embedding``: the table of pathologies (its null row never changes). ``bias-norm``: that, and all biases and GroupNorm scales.
-    """
-    norms = {f"{name}.weight" for name, module in network.named_modules() if isinstance(module, GroupNorm)}
-    found = {}
-    for name, parameter in network.named_parameters():
-        wanted = name == CLASS_TABLE or (subset == "bias-norm" and (name in norms or name.endswith(".bias")))
-        parameter.requires_grad_(wanted)
-        if wanted:
-            found[name] = parameter
-    return found
 
 
 def contiguous(network: Generator) -> Generator:
@@ -89,9 +74,11 @@ def patient_gradient(
 
 
 class PatientOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no type hints
-    """Opacus's optimizer with patients as samples, normalisation before the cut, and noise from our source.
+    """Opacus's optimizer with patients as samples, normalisation before the cut, and discrete noise on a grid.
 
-    Guarantees: whatever ``grad_sample`` holds, each patient's share of the sum has L2 norm at most C (to float32 rounding).
+    Guarantees: whatever ``grad_sample`` holds, each patient's share is a whole number of grid steps C 2^-30 in every coordinate, of
+    L2 norm at most C, exactly: Opacus cuts it in float64 a millionth below C, and rounding goes towards zero. Shares are summed
+    as whole numbers, so their order, and who else is there, changes nothing; noise is added by ``noise.noised``.
     """
 
     def __init__(self, parameters: Mapping[str, Parameter], plan: DpSgdPlan, watchdog: Watchdog, source: NoiseSource) -> None:
@@ -103,6 +90,9 @@ class PatientOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no type
             loss_reduction="mean",
         )
         self.plan, self.watchdog, self.source = plan, watchdog, source
+        # The cut sees one patient at a time, as one flat row in grid steps; of its stand-in parameter it only asks for the dtype.
+        stand_in = torch.optim.SGD([Parameter(torch.zeros(0, dtype=torch.float64))])
+        self.cut = DPOptimizer(stand_in, noise_multiplier=0.0, max_grad_norm=UNITS * (1 - 1e-6), expected_batch_size=None, loss_reduction="sum")
         self.table = parameters[CLASS_TABLE]
         self.attach_step_hook(PatientOptimizer.watch)
 
@@ -120,27 +110,51 @@ class PatientOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no type
             parameter.grad_sample = torch.stack(stacked) if stacked else parameter.new_zeros((0, *parameter.shape))
 
     def clip_and_accumulate(self) -> None:
-        """Normalise (auto-s), then Opacus's flat cut, which holds whatever came before it."""
+        """Sum the patients' shares; leaves ``summed_grad``, float64, in gradient units."""
         norms = self.patient_norms()
         self.watchdog.gradients(norms)
-        if self.plan.clipping == "auto-s":
-            scale = self.plan.clip_norm / (norms + GAMMA)
-            for parameter in self.params:
-                parameter.grad_sample = torch.einsum("i,i...->i...", scale, parameter.grad_sample)
-        super().clip_and_accumulate()
+        for parameter in self.params:
+            _check_processed_flag(parameter.grad_sample)
+        total = torch.zeros(sum(p.numel() for p in self.params), dtype=torch.float64, device=norms.device)
+        for place, norm in enumerate(norms.tolist()):
+            total += self.share(place, norm)  # whole numbers below 2^53: exact in any order
+        for parameter, part in zip(self.params, self.parts(total * (self.max_grad_norm / UNITS)), strict=True):
+            parameter.summed_grad = part if parameter.summed_grad is None else parameter.summed_grad + part
+            _mark_as_processed(parameter.grad_sample)
+
+    def share(self, place: int, norm: float) -> Tensor:
+        """What the patient at ``place`` adds to the sum, in grid steps of C 2^-30: whole float64 numbers [numbers], L2 norm at most 2^30.
+
+        Normalised first (auto-s), then cut by Opacus whatever came before, then rounded towards zero.
+        """
+        scale = 1 / (norm + GAMMA) if self.plan.clipping == "auto-s" else 1 / self.max_grad_norm
+        flat = torch.cat([p.grad_sample[place].flatten() for p in self.params]).double().mul_(scale * UNITS)
+        (stand_in,) = self.cut.params
+        stand_in.grad_sample, stand_in.summed_grad = flat[None], None
+        self.cut.clip_and_accumulate()
+        cut: Tensor = stand_in.summed_grad.trunc_()
+        if not float(cut.dot(cut)) <= UNITS**2:  # NaN too
+            raise WatchdogError("a patient's share of the sum is not finite or above the bound; the run stopped before it was used")
+        return cut
+
+    def parts(self, flat: Tensor) -> list[Tensor]:
+        """A flat tensor, cut into the shapes of the parameters."""
+        return [part.view_as(p) for part, p in zip(flat.split([p.numel() for p in self.params]), self.params, strict=True)]
 
     def patient_norms(self) -> Tensor:
-        """L2 norm of each patient's whole gradient, float [patients]."""
-        norms: Tensor = torch.stack([g.flatten(1).norm(dim=1) for g in self.grad_samples]).norm(dim=0)
+        """L2 norm of each patient's whole gradient, float64 [patients]."""
+        each = [torch.linalg.vector_norm(g.flatten(1), dim=1, dtype=torch.float64) for g in self.grad_samples]
+        norms: Tensor = torch.linalg.vector_norm(torch.stack(each), dim=0)
         return norms
 
     def add_noise(self) -> None:
-        """Add noise of standard deviation sigma C to the clipped sum, in float64."""
+        """Add discrete noise of standard deviation sigma C to the clipped sum, as whole numbers on its grid."""
         for parameter in self.params:
             _check_processed_flag(parameter.summed_grad)
-            noise = self.source(parameter.shape) * (self.noise_multiplier * self.max_grad_norm)
-            noised = parameter.summed_grad.double() + noise.to(parameter.device)
-            parameter.grad = noised.to(parameter.dtype)
+        flat = torch.cat([p.summed_grad.flatten() for p in self.params])
+        loud = noised(flat.cpu().numpy(), bound=self.max_grad_norm, noise_multiplier=self.noise_multiplier, source=self.source)
+        for parameter, part in zip(self.params, self.parts(torch.from_numpy(loud)), strict=True):
+            parameter.grad = part.to(parameter.device, parameter.dtype)
             _mark_as_processed(parameter.summed_grad)
 
     def watch(self) -> None:
@@ -185,7 +199,7 @@ def adapt(
     side = foundation.network.image_px
     if not len(cohort) or cohort.images.shape[1] != side:
         raise InputError(f"the cohort is empty, or its images are not {side} px as the foundation's")
-    run = _identity(foundation, cohort, plan, source)
+    run = identity(foundation, cohort, plan.digest(), source)
     target = checkpoint / checkpoints.ADAPTED
     if target.exists():
         checkpoints.check_run(target, run)
@@ -193,7 +207,7 @@ def adapt(
         return
     check_unwrapped(foundation.network)
     network = contiguous(foundation.network)
-    parameters = trainable(network, plan.subset)
+    parameters = trainable(network, plan.subset, rank=plan.rank)
     before = {name: p.detach().clone() for name, p in parameters.items()}
     average = {name: p.detach().clone() for name, p in parameters.items()}
     patients = list(cohort.patient_rows().items())
@@ -214,7 +228,7 @@ def adapt(
         progress(step + 1, plan.steps)
     findings = watchdog.finish(before, average)
     write_whole(checkpoint / "watchdog.json", json.dumps(asdict(findings), indent=1).encode())
-    checkpoints.save_adapted(target, run, average, plan=plan, secure=source.secure)
+    checkpoints.save_adapted(target, run, merged(network, average), plan=plan, secure=source.secure)
 
 
 def load_adapted(foundation: Foundation, file: Path, *, allow_seeded: bool = False) -> Generator:
@@ -233,9 +247,9 @@ def _average(average: dict[str, Tensor], parameters: Mapping[str, Parameter], st
         average[name].lerp_(parameter.detach(), 1 - decay)
 
 
-def _identity(foundation: Foundation, cohort: Cohort, plan: DpSgdPlan, source: NoiseSource) -> str:
-    """What a checkpoint is bound to: plan, foundation, the very cohort, and the kind of noise. Never leaves the hospital."""
+def identity(foundation: Foundation, cohort: Cohort, plan_digest: str, source: NoiseSource) -> str:
+    """What a run's files are bound to: plan, foundation, the very cohort, and the kind of noise. Never leaves the hospital."""
     content = hashlib.sha256(np.ascontiguousarray(cohort.images).tobytes())
     content.update(canonical_json([cohort.patients, [c.value for c in cohort.classes], cohort.boxes]))
-    facts: dict[str, Any] = {"plan": plan.digest(), "foundation": foundation.digest, "cohort": content.hexdigest(), "secure": source.secure}
+    facts: dict[str, Any] = {"plan": plan_digest, "foundation": foundation.digest, "cohort": content.hexdigest(), "secure": source.secure}
     return sha256_bytes(canonical_json(facts))

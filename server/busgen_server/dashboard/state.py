@@ -1,6 +1,6 @@
 """What the dashboard shows, as typed values: read from the store, and nothing else."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Literal
@@ -12,6 +12,7 @@ from busgen_server.dashboard.plot import Mark, Plot, interval_plot
 from busgen_server.dashboard.samples import SAMPLES
 from busgen_server.database import CampaignRow, JobRow, ReleaseRow, ResultRow, SiteRow, now
 from busgen_server.foundations import versions
+from busgen_server.notices import withdrawal_words
 from busgen_server.store import POOL, HubStore
 
 SILENT_AFTER = timedelta(minutes=15)  # the roll is called every ten
@@ -60,6 +61,7 @@ class ReleaseView(View):
     gate: str
     images: int
     samples: int
+    notice: str
     created: datetime
 
 
@@ -102,6 +104,7 @@ class CampaignView(View):
     created: datetime
     jobs: tuple[JobView, ...]
     releases: tuple[ReleaseView, ...]
+    pooled: str
     results: tuple[ResultView, ...]
     plot: Plot | None
 
@@ -162,6 +165,7 @@ def _site(row: SiteRow) -> SiteView:
 def _campaign(store: HubStore, data: Path, row: CampaignRow, sites: Sequence[str], names: Mapping[str, str]) -> CampaignView:
     offer = Campaign.model_validate(row.offer)
     jobs = {job.site: job for job in store.jobs(row.campaign_id)}
+    notices = store.withdrawals()
     results = tuple(map(_result, store.results(row.campaign_id)))
     results = tuple(sorted(results, key=lambda r: (r.baseline, r.name == POOL, r.name, r.site == POOL, r.site)))
     return CampaignView(
@@ -174,7 +178,8 @@ def _campaign(store: HubStore, data: Path, row: CampaignRow, sites: Sequence[str
         images={label.value: count for label, count in offer.images.items() if count},
         created=row.created,
         jobs=tuple(_job(site, jobs.get(site)) for site in sorted({*sites, *jobs})),
-        releases=tuple(_release(release, data) for release in store.releases(campaign_id=row.campaign_id)),
+        releases=tuple(_release(release, data, notices) for release in store.releases(campaign_id=row.campaign_id)),
+        pooled=next((model.trained_on for model in store.models(row.campaign_id) if model.name == POOL), ""),
         results=results,
         plot=interval_plot([Mark(r.name, r.site, r.auc.value, r.auc.low, r.auc.high, r.baseline) for r in results]) if results else None,
     )
@@ -186,8 +191,9 @@ def _job(site: str, row: JobRow | None) -> JobView:
     return JobView(site=site, state=row.state, code=row.code, progress=row.progress, updated=row.updated)
 
 
-def _release(row: ReleaseRow, data: Path) -> ReleaseView:
+def _release(row: ReleaseRow, data: Path, notices: Set[tuple[str, str]]) -> ReleaseView:
     there = row.state == "admitted" and (data / row.folder).is_dir()
+    told = (row.campaign_id, row.site) in notices and row.state != "rejected"
     return ReleaseView(
         release_id=row.release_id,
         site=row.site,
@@ -199,6 +205,7 @@ def _release(row: ReleaseRow, data: Path) -> ReleaseView:
         gate=row.gate,
         images=row.images,
         samples=min(SAMPLES, row.images) if there else 0,
+        notice=withdrawal_words(row.epsilon, retired=row.state == "retired") if told else "",
         created=row.created,
     )
 

@@ -1,0 +1,86 @@
+"""Tables of the cohort in the node's store. Patients and sources are in them by keyed digests alone."""
+
+from datetime import UTC, datetime
+
+from sqlalchemy import JSON
+from sqlalchemy.orm import Mapped, mapped_column
+
+from busgen_client.database import Base
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+class PatientRow(Base):
+    """One patient's role, fixed at the first image and never changed."""
+
+    __tablename__ = "patients"
+
+    patient_key: Mapped[str] = mapped_column(primary_key=True)
+    role: Mapped[str]
+    rule: Mapped[str]  # "given" by the data set's authors, or "hmac-60-40"
+
+
+class ImageRow(Base):
+    """One de-identified frame."""
+
+    __tablename__ = "images"
+
+    image_id: Mapped[str] = mapped_column(primary_key=True)  # random; names the file too
+    patient_key: Mapped[str] = mapped_column(index=True)
+    role: Mapped[str] = mapped_column(index=True)  # its patient's
+    pathology: Mapped[str]
+    box: Mapped[list[float] | None] = mapped_column(JSON(none_as_null=True))
+    device: Mapped[str]  # model, scrubbed; empty if unknown
+    file: Mapped[str]
+    sha256: Mapped[str]
+    source_key: Mapped[str] = mapped_column(unique=True)
+
+
+class QuarantineRow(Base):
+    """One object that waits: which rule held it back, in words that hold nothing of the patient."""
+
+    __tablename__ = "quarantine"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    source_key: Mapped[str] = mapped_column(unique=True)
+    code: Mapped[str]
+    reason: Mapped[str]
+    created: Mapped[str] = mapped_column(default=_now)
+
+
+class JournalRow(Base):
+    """What happened to the cohort, in order; rows are only added, but for those of a withdrawn patient, which go with the patient."""
+
+    __tablename__ = "journal"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    created: Mapped[str] = mapped_column(default=_now)
+    event: Mapped[str]
+    detail: Mapped[str]  # JSON: counts, rules, keyed digests
+
+
+class WithdrawnRow(Base):
+    """One withdrawn consent, without saying whose.
+
+    Attributes:
+        tombstone: Keyed digest of the patient's key: a patient who comes again is recognised, the key cannot be read from it.
+        account: Whose budget the patient's images were charged to; empty where none were held.
+        images: Images that were deleted.
+        held: Campaigns whose frozen cohort held the patient, whatever became of them.
+        releases: ``[campaign, release]`` of those that had released.
+        stopped: Campaigns of those that were stopped.
+        finished: Files, ledger and notices are done too; else the same command finishes them.
+    """
+
+    __tablename__ = "withdrawn"
+
+    tombstone: Mapped[str] = mapped_column(primary_key=True)
+    created: Mapped[str] = mapped_column(default=_now)
+    account: Mapped[str] = mapped_column(default="")
+    images: Mapped[int] = mapped_column(default=0)
+    held: Mapped[list[str]] = mapped_column(JSON, default=list)
+    releases: Mapped[list[list[str]]] = mapped_column(JSON, default=list)
+    stopped: Mapped[list[str]] = mapped_column(JSON, default=list)
+    finished: Mapped[bool] = mapped_column(default=False)

@@ -1,0 +1,174 @@
+"""Withdrawn consent: what a node can undo, it undoes; what it cannot, it says.
+
+Undone: the patient's images, rows and pictures in local reports are deleted; the patient is never taken in again (a tombstone, which
+is a keyed digest, knows them); jobs that hold the patient and have not released end with ``consent-withdrawn``.
+Not undone: releases that are out. They stay protected by their epsilon; the ledger notes them, and the hub is told that they hold a
+withdrawn patient, neither who nor how many.
+"""
+
+import json
+import re
+import sqlite3
+from collections.abc import Set
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import Engine, select
+from sqlalchemy.orm import Session
+
+from busgen_client.cohort import CohortStore, Role
+from busgen_client.cohort_rows import WithdrawnRow
+from busgen_client.database import open_store
+from busgen_client.jobs import JobRow, NoticeRow
+from busgen_client.protocol import COHORT_FILE, LOCAL_REPORT, job_folder
+from busgen_client.settings import NodeSettings
+from busgen_core.errors import ConsentWithdrawnError, InputError
+from busgen_core.wire import JobState
+from busgen_privacy.ledger import Ledger
+
+KEY = re.compile(r"[0-9a-f]{64}")  # what CohortStore.patient_key gives
+ACCOUNTS: dict[Role | None, str] = {"member": "members", "holdout": "holdout", None: ""}
+UNFROZEN = (JobState.OFFERED, JobState.ACCEPTED)  # without a list of images these hold nobody yet
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Withdrawal:
+    """What one withdrawal came to; nothing in it names the patient.
+
+    Attributes:
+        tombstone: Keyed digest under which the patient is refused from now on.
+        created: When, UTC.
+        images: Images that were deleted.
+        releases: ``(campaign, release)`` that hold the patient and are out.
+        stopped: Campaigns whose jobs were ended by it.
+    """
+
+    tombstone: str
+    created: str
+    images: int
+    releases: tuple[tuple[str, str], ...]
+    stopped: tuple[str, ...]
+
+
+def withdraw(settings: NodeSettings, patient_key: str, *, known: bool = True) -> Withdrawal:
+    """Withdraw a patient's consent. Repeating it, also after a crash, finishes what is left to do and changes nothing else.
+
+    Guarantees: deletion, tombstone, the end of unreleased jobs and the notice to the hub are one transaction, so no release can slip
+    between them; when it returns, files and ledger have followed.
+
+    Args:
+        settings: The node's.
+        patient_key: The patient's opaque key, as ``CohortStore.patient_key`` gives it.
+        known: Refuse a key that this cohort does not hold (it may be mistyped); False buries it all the same.
+
+    Raises:
+        InputError: not a patient key, or none that this cohort holds.
+        StateError: an intake is running.
+        LedgerError: the ledger cannot be written; the rest is done, and the same command finishes it.
+    """
+    if not KEY.fullmatch(patient_key):
+        raise InputError("a patient key is 64 hexadecimal digits, as the cohort store has it")
+    engine = open_store(settings.data)
+    store = CohortStore(engine, settings.data)
+    with store.intake():
+        with Session(engine, expire_on_commit=False) as session:
+            row = session.get(WithdrawnRow, store.tombstone(patient_key)) or _bury(session, store, settings.data, patient_key, known=known)
+            session.commit()
+        store.sweep()
+    _compact(engine)
+    remove_pictures(engine, settings.data)
+    ledger = Ledger(settings.data / "ledger.jsonl", site=settings.site)
+    for _, release_id in row.releases:
+        ledger.withdraw(row.account, release_id)
+    with Session(engine) as session:
+        session.merge(row).finished = True
+        session.commit()
+    return _withdrawal(row)
+
+
+def withdrawals(settings: NodeSettings) -> list[Withdrawal]:
+    """All withdrawals, oldest first."""
+    with Session(open_store(settings.data)) as session:
+        return [_withdrawal(row) for row in session.scalars(select(WithdrawnRow).order_by(WithdrawnRow.created, WithdrawnRow.tombstone))]
+
+
+def remove_pictures(engine: Engine, data: Path) -> None:
+    """Delete the local reports of all jobs that held a withdrawn patient: they show images of members. The worker calls it too."""
+    with Session(engine) as session:
+        held = {campaign for row in session.scalars(select(WithdrawnRow)) for campaign in row.held}
+    for campaign in held:
+        (job_folder(data, campaign) / LOCAL_REPORT).unlink(missing_ok=True)
+
+
+def patient_key_in(store: CohortStore, file: Path, *, issuer: str = "") -> str:
+    """The key of the patient whose identifier is the one line of ``file``; it is never on a command line, where others could read it.
+
+    Raises:
+        InputError: the file cannot be read, or holds no identifier or several lines.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        raise InputError("the file with the patient's identifier cannot be read") from None
+    if len(lines) != 1:
+        raise InputError("the file with the patient's identifier must hold one line")
+    return store.patient_key(lines[0], issuer=issuer)
+
+
+def _compact(engine: Engine) -> None:
+    """Write the store anew without what was deleted, its log too; where another process is at it for long, the next withdrawal does so."""
+    connection = engine.raw_connection()
+    try:
+        with suppress(sqlite3.OperationalError):
+            for statement in ("PRAGMA wal_checkpoint(TRUNCATE)", "VACUUM", "PRAGMA wal_checkpoint(TRUNCATE)"):
+                connection.cursor().execute(statement)
+    finally:
+        connection.close()
+
+
+def _bury(session: Session, store: CohortStore, data: Path, patient_key: str, *, known: bool) -> WithdrawnRow:
+    """Everything that happens in the one transaction."""
+    role, images = store.forget(session, patient_key)
+    if role is None and known:
+        raise InputError("this cohort holds no patient of that key; nothing was changed")
+    row = WithdrawnRow(tombstone=store.tombstone(patient_key), account=ACCOUNTS[role], images=len(images), held=[], releases=[], stopped=[])
+    for job in session.scalars(select(JobRow).order_by(JobRow.created)):
+        if images and _holds(data, job, images):
+            _part_with(session, row, job)
+    session.add(row)
+    session.flush()
+    return row
+
+
+def _part_with(session: Session, row: WithdrawnRow, job: JobRow) -> None:
+    """A job that held the patient: told of if it has released, ended if it still could."""
+    row.held.append(job.campaign_id)
+    if job.state == JobState.RELEASED:
+        row.releases.append([job.campaign_id, job.release_id])
+        session.merge(NoticeRow(campaign_id=job.campaign_id))
+    elif not JobState(job.state).ended:
+        row.stopped.append(job.campaign_id)
+        job.state, job.code, job.progress = JobState.FAILED.value, ConsentWithdrawnError.code, 0.0
+        job.message = "a patient of its cohort withdrew consent; 'busgen-node ledger settle' gives back what did not run"
+
+
+def _holds(data: Path, job: JobRow, images: Set[str]) -> bool:
+    """Whether a job is bound to one of these images; a job past its beginning whose list is lost may be, so it counts."""
+    try:
+        frozen = json.loads((job_folder(data, job.campaign_id) / COHORT_FILE).read_text())
+        return not images.isdisjoint([*frozen["member"], *frozen["holdout"]])
+    except FileNotFoundError:
+        return JobState(job.state) not in UNFROZEN
+    except (ValueError, KeyError, TypeError):
+        return True
+
+
+def _withdrawal(row: WithdrawnRow) -> Withdrawal:
+    return Withdrawal(
+        tombstone=row.tombstone,
+        created=row.created,
+        images=row.images,
+        releases=tuple((campaign, release) for campaign, release in row.releases),
+        stopped=tuple(row.stopped),
+    )

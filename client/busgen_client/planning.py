@@ -1,0 +1,98 @@
+"""A node's plan for a campaign: from its settings, public figures of its policy and a short measurement of this machine."""
+
+import time
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from busgen_client.settings import AdaptSettings, NodeSettings
+from busgen_core.conditions import Condition
+from busgen_core.foundation import Foundation
+from busgen_core.labels import Pathology
+from busgen_core.phantom import simulate_batch
+from busgen_core.quality.encoder import load_encoder
+from busgen_core.sampling import AT_ONCE, Request, draw
+from busgen_core.styles import STYLES
+from busgen_privacy.cohort import Cohort
+from busgen_privacy.dp.dpsgd import contiguous, patient_gradient, trainable
+from busgen_privacy.dp.plan import AdaptationPlan, Mechanism
+from busgen_privacy.dp.planner import DPSGD_SHARE, SHARES, Forecast, Mechanics, Pace, check_time, forecast, recommend, seconds_of, split
+from busgen_privacy.policy import Policy
+
+PACE_POLICY = Policy(lifetime_epsilon=8, campaign_epsilon=8, public_cohort=100)  # of the step that is timed; its noise takes no time
+
+
+def plan_for(settings: NodeSettings, *, epsilon: float, delta: float) -> tuple[AdaptationPlan, tuple[str, ...]]:
+    """The plan of a campaign, and why. Only settings and public constants enter; no image is read.
+
+    Raises:
+        ConfigError: the settings and the campaign admit no plan.
+    """
+    adapt = settings.adapt
+    if adapt.mechanisms is None:
+        return recommend(policy=settings.policy, epsilon=epsilon, delta=delta)
+    shares = shares_of(adapt.mechanisms)
+    plan = split(shares, policy=settings.policy, epsilon=epsilon, delta=delta, mechanics=mechanics(adapt))
+    return plan, ("the node's settings name the mechanisms",)
+
+
+def shares_of(mechanisms: tuple[Mechanism, ...]) -> Mapping[Mechanism, float]:
+    """Shares of mu^2 of the mechanisms that the settings name: half for DP-SGD where it stands beside others."""
+    single = {name: share for name, share in SHARES.items() if name in mechanisms}
+    total = sum(single.values())
+    if "dp-sgd" not in mechanisms:
+        return single
+    if not single:
+        return {"dp-sgd": 1.0}
+    return {name: share / total * (1 - DPSGD_SHARE) for name, share in single.items()} | {"dp-sgd": DPSGD_SHARE}
+
+
+def mechanics(adapt: AdaptSettings) -> Mechanics:
+    """How the settings cut a DP-SGD run."""
+    return Mechanics(steps=adapt.steps, patient_rate=adapt.patient_rate, draws=adapt.draws, subset=adapt.subset)
+
+
+def expect(settings: NodeSettings, foundation: Foundation, *, epsilon: float, delta: float, images: int) -> Forecast:
+    """What a campaign would spend, how long it would take here and what rehearsals lead one to expect; nothing is spent, no patient is read.
+
+    Args:
+        settings: Of this node; ``adapt.minutes`` bounds the time.
+        foundation: The campaign's, or one of its size.
+        epsilon: Of the campaign.
+        delta: Of the campaign.
+        images: Images that the campaign asks for.
+
+    Raises:
+        ConfigError: the settings and the campaign admit no plan, or none fits into the time.
+    """
+    plan, reasons = plan_for(settings, epsilon=epsilon, delta=delta)
+    pace = measured(foundation, draws=settings.adapt.draws)
+    if settings.adapt.minutes is not None:
+        check_time(plan, pace, images=images, minutes=settings.adapt.minutes)
+    return forecast(plan, reasons, seconds=seconds_of(plan, pace, images=images))
+
+
+def measured(foundation: Foundation, *, draws: int) -> Pace:
+    """This machine's pace with this foundation, on phantoms; takes some seconds."""
+    labels = [Pathology.BENIGN] * AT_ONCE
+    wanted = [Request(seed, Condition(pathology=label)) for seed, label in enumerate(labels)]
+    drawn = _timed(lambda: draw(foundation, wanted)) / AT_ONCE
+    frames = np.stack([p.image for p in simulate_batch(labels, size=foundation.image_px, seeds=list(range(AT_ONCE)))])
+    looked = _timed(lambda: load_encoder()(frames)) / AT_ONCE * len(STYLES)
+    people = Cohort(frames[:1], (Pathology.BENIGN,), (None,), ("phantom",))
+    network = contiguous(foundation.network)
+    trainable(network, "bias-norm")
+    plan = split({"dp-sgd": 1.0}, policy=PACE_POLICY, epsilon=8.0, delta=1e-5, mechanics=Mechanics(steps=1, patient_rate=1.0, draws=draws)).dpsgd
+    assert plan is not None
+    learnt = _timed(lambda: patient_gradient(network, foundation.scheduler, people, [0], plan, patient="phantom", step=0))
+    return Pace(image=drawn, look=looked, gradient=learnt)
+
+
+def _timed(work: Callable[[], object]) -> float:
+    """Seconds of the faster of two goes."""
+    found = []
+    for _ in range(2):
+        started = time.perf_counter()
+        work()
+        found.append(time.perf_counter() - started)
+    return min(found)

@@ -41,8 +41,8 @@ from busgen_privacy.dp.plan import SUBSET_SIZE, DpSgdPlan, Subset
 from busgen_privacy.dp.watchdog import Watchdog
 
 PATIENTS, MOST_IMAGES, DRAWS, PIECE = 24, 4, 4, 16
-REPEATS = int(os.environ.get("BUSGEN_BENCH_REPEATS", "7"))  # steps of each kind that are timed, after one that is not
-SUBSETS = os.environ.get("BUSGEN_BENCH_SUBSETS", ",".join(SUBSET_SIZE)).split(",")
+REPEATS = int(os.environ.get("BUSGEN_BENCH_REPEATS", "5"))  # steps of each kind that are timed, after one that is not
+SUBSETS = os.environ.get("BUSGEN_BENCH_SUBSETS", "class-embedding,bias-norm,full").split(",")
 THREADS = [int(n) for n in os.environ.get("BUSGEN_BENCH_THREADS", "1,2").split(",")]
 PLAIN = {"one batch": 10**6, "pieces of 16": PIECE, "a patient at a time": None}  # without privacy: images of a pass, at most
 GOAL, NOISE_GOAL = 1.1, 0.1

@@ -1,11 +1,12 @@
 """Choosing what is released from a larger pool of drawn images, so that class means are the hospital's. Post-processing: costs nothing.
 
 Among all weights on the pool, those nearest to the pool's own (in relative entropy) that meet the means are exponential,
-w(x) ~ exp(theta phi(x)) (E. Jaynes 1957, doi:10.1103/PhysRev.106.620); with noised means, theta maximises
+w(x) ~ exp(theta phi(x)) (E. Jaynes 1957, doi:10.1103/PhysRev.106.620), where theta maximises
 
-    theta m - log mean exp(theta phi) - (RIDGE + NOISE_RIDGE deviation^2) |theta|^2 / 2,
+    theta m - log mean exp(theta phi) - RIDGE |theta|^2 / 2.
 
-so that noise is not followed where it is louder than what a hospital usually differs by.
+Noised means are shrunk first (``expected_means``): what all lesions have in common differs from hospital to hospital far more than the
+difference between benign and malignant does, and following noise in that difference teaches a classifier nonsense.
 """
 
 from collections.abc import Mapping
@@ -19,8 +20,12 @@ from busgen_core.errors import ConfigError
 from busgen_core.labels import Pathology
 from busgen_privacy.dp.means import ClassMeans
 
-# Rehearsed on the train folders of three public hospitals, patients split anew (bench/adaptation.py, docs/adr/0018): .3 to 1 differ little.
-RIDGE, NOISE_RIDGE, SHARPNESS = 0.5, 4.0, 2.0
+# Rehearsed on the train folders of three public hospitals, patients split anew (bench/rehearsals.py, docs/adr/0018).
+RIDGE, SHARPNESS = 0.5, 2.0
+SHIFT_VARIANCE, CONTRAST_VARIANCE = 0.2, 0.05  # by how much a number differs between hospitals: of all lesions, of malignant minus benign
+PATIENT_VARIANCE = 1.0  # by how much a number differs between patients of a class; 1 on the foundation's images by construction
+
+LESIONS = (Pathology.BENIGN.class_index, Pathology.MALIGNANT.class_index)
 
 Vectors = NDArray[np.float64]
 
@@ -91,8 +96,8 @@ def inclusion(weights: Vectors, count: int) -> Vectors:
 def pool_weights(phi: Vectors, classes: NDArray[np.int64], styles: Vectors, means: ClassMeans | None, counts: Mapping[int, int]) -> Vectors:
     """Weights of a whole pool, float64 [styles, n]; those of each class sum to 1.
 
-    The vote's mixture, tilted towards each class's mean; then images on the wrong side of what the tilted classes themselves say are
-    passed over (``agreement``); last, weights are evened out until no class leans on fewer images than it is to give.
+    The vote's mixture, tilted towards each class's expected mean; then images on the wrong side of what the tilted classes themselves
+    say are passed over (``agreement``); last, weights are evened out until no class leans on fewer images than it is to give.
 
     Args:
         phi: float64 [styles, n, numbers] of the pool's images in every style.
@@ -101,50 +106,75 @@ def pool_weights(phi: Vectors, classes: NDArray[np.int64], styles: Vectors, mean
         means: Noised class means, or None: then only the styles count.
         counts: Images to be chosen of each class index.
     """
+    own = {int(index): classes == index for index in np.unique(classes)}
     weights = np.zeros(phi.shape[:2])
-    for index in np.unique(classes):
-        weights[:, classes == index] = class_weights(phi[:, classes == index], styles, means, int(index))
+    for mine in own.values():
+        weights[:, mine] = np.repeat(styles[:, None], mine.sum(), axis=1) / mine.sum()
     if means is None:
         return weights
-    weights = weights * agreement(phi, classes, weights, means)
-    for index in np.unique(classes):
-        own = classes == index
-        weights[:, own] = tempered(weights[:, own], counts.get(int(index), 0))
+    wanted = expected_means({index: _mean(weights[:, mine], phi[:, mine]) for index, mine in own.items()}, means)
+    for index, mean in wanted.items():
+        mine = own[index]
+        flat = tilt(phi[:, mine].reshape(-1, phi.shape[2]), mean, weights[:, mine].reshape(-1), ridge=RIDGE)
+        weights[:, mine] = flat.reshape(len(phi), -1)
+    if set(LESIONS) <= set(wanted):
+        weights = weights * agreement(phi, classes, weights)
+    for index, mine in own.items():
+        weights[:, mine] = tempered(weights[:, mine], counts.get(index, 0))
     return weights
 
 
-def class_weights(phi: Vectors, styles: Vectors, means: ClassMeans | None, class_index: int) -> Vectors:
-    """Weights of one class's pool, float64 [styles, n], sum to 1: the mixture, tilted towards the class's mean where there is one."""
-    base: Vectors = np.repeat(styles[:, None], phi.shape[1], axis=1) / phi.shape[1]
-    if means is None or not np.isfinite(means.means[class_index]).all():
-        return base
-    ridge = RIDGE + NOISE_RIDGE * float(means.deviation[class_index]) ** 2
-    flat = tilt(phi.reshape(-1, phi.shape[2]), means.means[class_index], base.reshape(-1), ridge=ridge)
-    return np.asarray(flat.reshape(base.shape))
+def expected_means(pool: Mapping[int, Vectors], means: ClassMeans) -> dict[int, Vectors]:
+    """Posterior means of a hospital's classes, float64 [numbers] each; only of classes that the pool has and that have a noised mean.
+
+    Normal priors around the pool's means: a shift that all lesions share, of variance SHIFT_VARIANCE a number, and a change of the
+    contrast malignant minus benign, of variance CONTRAST_VARIANCE; around them the noise, which is known, and what a mean of so few
+    patients varies by anyway (A. Gelman et al. 2013, section 2.5).
+
+    Args:
+        pool: Mean of each class's pool, by class index.
+        means: Noised means and their noise.
+    """
+    there = [index for index in pool if np.isfinite(means.means[index]).all()]
+    shift = {index: means.means[index] - pool[index] for index in there}
+    noise = {index: float(means.deviation[index]) ** 2 + PATIENT_VARIANCE / float(means.counts[index]) for index in there}
+    found = {index: pool[index] + shift[index] * _trust(SHIFT_VARIANCE, noise[index]) for index in there}
+    benign, malignant = LESIONS
+    if not {benign, malignant} <= set(there):  # one of them moved and the other not would be a contrast that nobody has seen
+        return {index: mean for index, mean in found.items() if index not in LESIONS}
+    whole = 1 / noise[benign] + 1 / noise[malignant]
+    common = (shift[benign] / noise[benign] + shift[malignant] / noise[malignant]) / whole * _trust(SHIFT_VARIANCE, 1 / whole)
+    contrast = (shift[malignant] - shift[benign]) * _trust(CONTRAST_VARIANCE, noise[benign] + noise[malignant])
+    return found | {benign: pool[benign] + common - contrast / 2, malignant: pool[malignant] + common + contrast / 2}
 
 
-def agreement(phi: Vectors, classes: NDArray[np.int64], weights: Vectors, means: ClassMeans) -> Vectors:
-    """How far a lesion image lies on its own side of the line between the two tilted lesion classes: in (0, 1), 1 for all others.
+def _trust(variance: float, noise: float) -> float:
+    """Share of a noised difference that is kept: prior variance / (prior variance + noise variance)."""
+    return variance / (variance + noise)
+
+
+def _mean(weights: Vectors, phi: Vectors) -> Vectors:
+    return np.asarray(np.einsum("sn,snk->k", weights, phi) / weights.sum())
+
+
+def agreement(phi: Vectors, classes: NDArray[np.int64], weights: Vectors) -> Vectors:
+    """How far a lesion image lies on its own side of the line between the two weighted lesion classes: in (0, 1), 1 for all others.
 
     The line is Fisher's discriminant (R. Fisher 1936) of the weighted pool; an image at z standard deviations on its own side gets
     1 / (1 + exp(-SHARPNESS z))^2. What a generator draws for "malignant" is now and then what this hospital would call benign.
     """
-    found = np.ones(phi.shape[:2])
-    sides = {p.class_index: sign for p, sign in ((Pathology.BENIGN, -1.0), (Pathology.MALIGNANT, 1.0))}
-    if not all(np.isfinite(means.means[i]).all() and (classes == i).any() for i in sides):
-        return found
-    flat = {i: phi[:, classes == i].reshape(-1, phi.shape[2]) for i in sides}
-    share = {i: weights[:, classes == i].reshape(-1) for i in sides}
-    centre = {i: share[i] @ flat[i] for i in sides}
-    within = np.eye(phi.shape[2])
-    for i in sides:
-        within += (share[i][:, None] * (flat[i] - centre[i])).T @ (flat[i] - centre[i])
-    benign, malignant = sides
+    centre, within = {}, np.eye(phi.shape[2])
+    for index in LESIONS:
+        flat, share = phi[:, classes == index].reshape(-1, phi.shape[2]), weights[:, classes == index].reshape(-1)
+        centre[index] = share @ flat / share.sum()
+        within += (share[:, None] / share.sum() * (flat - centre[index])).T @ (flat - centre[index])
+    benign, malignant = LESIONS
     line = np.linalg.solve(within, centre[malignant] - centre[benign])
     score = (phi - (centre[benign] + centre[malignant]) / 2) @ line
-    score = score / max(float(score[:, np.isin(classes, list(sides))].std()), 1e-12)
-    for i, sign in sides.items():
-        found[:, classes == i] = expit(SHARPNESS * sign * score[:, classes == i]) ** 2
+    score = score / max(float(score[:, np.isin(classes, LESIONS)].std()), 1e-12)
+    found = np.ones(phi.shape[:2])
+    for index, sign in ((benign, -1.0), (malignant, 1.0)):
+        found[:, classes == index] = expit(SHARPNESS * sign * score[:, classes == index]) ** 2
     return found
 
 

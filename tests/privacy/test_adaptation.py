@@ -38,7 +38,9 @@ def plan_of(*, dpsgd: bool = True, **changes: float | None) -> AdaptationPlan:
     return AdaptationPlan(public_cohort=20, epsilon=epsilon, delta=1e-5, audit_noise=4.0, dpsgd=run_plan, **values)  # type: ignore[arg-type]
 
 
-def go(folder: Path, plan: AdaptationPlan, reference: Reference, *, source: NoiseSource | None = None, people: Cohort = PEOPLE) -> list[tuple[int, int]]:
+def go(
+    folder: Path, plan: AdaptationPlan, reference: Reference, *, source: NoiseSource | None = None, people: Cohort = PEOPLE
+) -> list[tuple[int, int]]:
     """Run a plan; returns the progress that was shown."""
     seen: list[tuple[int, int]] = []
     run(FOUNDATION, people, plan, folder=folder, reference=lambda: reference, progress=lambda a, b: seen.append((a, b)), source=source)
@@ -92,7 +94,8 @@ def test_a_killed_run_ends_where_an_uninterrupted_one_does(tmp_path: Path, refer
 
 def test_seeded_noise_makes_no_release(tmp_path: Path, reference: Reference) -> None:
     """Figures of a seeded run are marked and refused, one mechanism at a time."""
-    for number, plan in enumerate((plan_of(dpsgd=False, mean_noise=None), plan_of(dpsgd=False, vote_noise=None), plan_of(vote_noise=None, mean_noise=None))):
+    alone = plan_of(dpsgd=False, mean_noise=None), plan_of(dpsgd=False, vote_noise=None), plan_of(vote_noise=None, mean_noise=None)
+    for number, plan in enumerate(alone):
         folder = tmp_path / str(number)
         go(folder, plan, reference, source=SeededGaussian(1))
         load(FOUNDATION, plan, folder, allow_seeded=True)

@@ -236,12 +236,13 @@ def test_energy_cancels_noise_that_repeats() -> None:
         lambda run: replace(run, entered=run.entered[:-1]),
         lambda run: replace(run, unowned=run.unowned * np.nan),
         lambda run: replace(run, present=np.zeros_like(run.present)),
+        lambda run: replace(run, step_of=run.step_of + 1),
         lambda run: judge([]),
         lambda run: judge([run, replace(run, plan=rehearsal_plan(noise_multiplier=3.0))]),
         lambda run: steinke_chance(5, 4, 1.0, 0.0, canaries=10),
         lambda run: gaussian_mu(np.zeros(1), np.zeros(5), confidence=0.9),
     ],
-    ids=["steps", "not finite", "nobody in", "no run", "two plans", "more right than guessed", "one score"],
+    ids=["steps", "not finite", "nobody in", "updates after the end", "no run", "two plans", "more right than guessed", "one score"],
 )
 def test_what_does_not_fit_is_refused(broken: Callable[[Rehearsal], object]) -> None:
     """Arrays that do not belong together end in InputError, not in a verdict."""

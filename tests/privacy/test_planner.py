@@ -60,7 +60,7 @@ def test_the_audit_never_takes_more_than_a_tenth() -> None:
 
 def test_small_cohorts_are_told_so() -> None:
     """With fewer patients the plan goes from means to the vote alone and then to the foundation as it is; every step says why."""
-    chosen = [recommend(policy=policy(n), epsilon=2.0, delta=1e-5) for n in (2000, 60, 12)]
+    chosen = [recommend(policy=policy(n), epsilon=2.0, delta=1e-5) for n in (2000, 30, 12)]
     assert [[name for name, _ in plan.mechanisms()] for plan, _ in chosen] == [["vote", "mean"], ["vote"], []]
     assert chosen[2][0].events() == ()
     for plan, reasons in chosen[1:]:

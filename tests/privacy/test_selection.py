@@ -5,7 +5,7 @@ import pytest
 
 from busgen_core.errors import ConfigError
 from busgen_privacy.dp.means import ClassMeans
-from busgen_privacy.selection import agreement, choose, class_weights, inclusion, pool_weights, tempered, tilt
+from busgen_privacy.selection import agreement, choose, expected_means, inclusion, pool_weights, tempered, tilt
 
 
 def test_a_tilted_pool_has_the_wanted_mean() -> None:
@@ -53,19 +53,26 @@ def test_a_pool_that_is_too_small_is_refused() -> None:
         choose(np.ones((1, 5)), 6, np.random.default_rng(0))
 
 
-def test_louder_noise_means_less_tilt() -> None:
-    """The same mean moves the weights less where its noise is louder, and not at all where the class had too few patients."""
-    rng = np.random.default_rng(3)
-    phi, styles = rng.standard_normal((2, 300, 4)), np.array([0.5, 0.5])
+def test_louder_noise_is_believed_less() -> None:
+    """Slow twin of the shrinkage: with both classes' noise alike, shift and contrast shrink by prior / (prior + noise), each by its own."""
+    pool = {0: np.zeros(3), 1: np.zeros(3), 2: np.full(3, 0.5)}
+    noised = np.array([[0.4] * 3, [1.0, 0.0, -1.0], [1.5, 0.5, 1.5]])
+    for deviation in (0.01, 0.3, 3.0):
+        found = expected_means(pool, ClassMeans(np.full(3, 50.0), noised, np.full(3, deviation)))
+        noise = deviation**2 + 1 / 50
+        shift = (noised[1] + noised[2] - 0.5) / 2 * 0.2 / (0.2 + noise / 2)
+        contrast = (noised[2] - 0.5 - noised[1]) * 0.05 / (0.05 + 2 * noise)
+        assert found[1] == pytest.approx(shift - contrast / 2)
+        assert found[2] == pytest.approx(0.5 + shift + contrast / 2)
+        assert found[0] == pytest.approx(0.4 * 0.2 / (0.2 + noise))
 
-    def effective(deviation: float, mean: float = 0.7) -> float:
-        means = ClassMeans(np.array([0, 50.0, 0]), np.full((3, 4), mean), np.full(3, deviation))
-        weights = class_weights(phi, styles, means, 1)
-        assert weights.sum() == pytest.approx(1)
-        return float(1 / np.square(weights).sum())
 
-    assert effective(0.01) < effective(0.5) < effective(3.0) <= 600
-    assert effective(0.01, mean=np.nan) == pytest.approx(600)
+def test_lesions_move_together_or_not_at_all() -> None:
+    """Where a lesion class had too few patients, both keep the mixture's weights: one alone would make up a contrast."""
+    phi, classes, means = two_classes(np.random.default_rng(3))
+    means.means[2] = np.nan
+    weights = pool_weights(phi, classes, np.array([0.5, 0.5]), means, {1: 50, 2: 50})
+    assert weights == pytest.approx(1 / 400)
 
 
 def two_classes(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, ClassMeans]:
@@ -80,9 +87,9 @@ def two_classes(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, Class
 def test_images_on_the_wrong_side_are_passed_over() -> None:
     """Agreement grows with the distance on the class's own side and knows nothing of other numbers."""
     rng = np.random.default_rng(4)
-    phi, classes, means = two_classes(rng)
-    weights = np.stack([class_weights(phi[:, classes == i], np.array([0.5, 0.5]), means, i) for i in (1, 2)], axis=1).reshape(2, -1)
-    found = agreement(phi, classes, weights, means)
+    phi, classes, _ = two_classes(rng)
+    lean = np.exp(0.8 * np.where(classes == 2, 1, -1) * phi[:, :, 0])
+    found = agreement(phi, classes, lean)
     malignant = classes == 2
     assert np.corrcoef(found[:, malignant].ravel(), phi[:, malignant, 0].ravel())[0, 1] > 0.9
     assert np.corrcoef(found[:, ~malignant].ravel(), phi[:, ~malignant, 0].ravel())[0, 1] < -0.9

@@ -72,8 +72,8 @@ class Rehearsal:
             raise InputError(f"a rehearsal's arrays do not fit each other: {shapes}")
         if not (np.isfinite(self.updates).all() and np.isfinite(self.unowned).all()):
             raise InputError("a rehearsal's updates are not all finite")
-        if updates and not 0 <= self.step_of.min() <= self.step_of.max() < self.plan.steps:
-            raise InputError("a rehearsal's updates belong to steps that the plan has not")
+        if not updates or not 0 <= self.step_of.min() <= self.step_of.max() < self.plan.steps:
+            raise InputError("a rehearsal has no updates, or updates of steps that the plan has not")
         if not 2 <= self.present.sum() <= canaries - 2:
             raise InputError("a rehearsal needs at least two canaries in and two out")
 
@@ -99,7 +99,7 @@ def gaussian_mu(scores_in: Numbers, scores_out: Numbers, *, confidence: float) -
     """Lower confidence bound of the distance between two normal samples in standard deviations: mu of Gaussian DP; 0 at least.
 
     t sqrt(1/m + 1/n) with t Student's statistic, whose law is noncentral t; its distribution function is taken as
-    Phi((t (1 - 1/(4 df)) - ncp) / sqrt(1 + t^2 / (2 df))) (Abramowitz & Stegun 1964, 26.7.10), good to 1e-3 at df >= 20.
+    Phi((t (1 - 1/(4 df)) - ncp) / sqrt(1 + t^2 / (2 df))) (Abramowitz & Stegun 1964, 26.7.10); a test holds it against the exact one.
 
     Raises:
         InputError: fewer than two scores on a side.

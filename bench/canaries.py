@@ -128,7 +128,7 @@ def plot(found: Mapping[str, Sequence[Verdict]], claim: float, file: Path) -> No
     axes.axhline(claim, color="black", lw=1, label=f"epsilon claimed, {claim:.2f}")
     axes.set_yscale("symlog", linthresh=1)
     axes.set_ylim(-0.05, 40)
-    axes.set_xticks(range(len(found)), [name.replace(" ", "\n", 1) for name in found], fontsize=8)
+    axes.set_xticks(range(len(found)), [name.replace(" ", "\n") for name in found], fontsize=8)
     axes.set_yticks([0, 0.5, 1, 2, 3, 5, 10, 20], ["0", ".5", "1", "2", "3", "5", "10", "20"])
     axes.set_ylabel("lower bound of epsilon, 95 %, one rehearsal each")
     axes.set_title("Above each: rehearsals accused, by any statistic", fontsize=10)

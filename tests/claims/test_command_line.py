@@ -10,6 +10,7 @@ import tomli_w
 from busgen_client.cli import main as node
 from busgen_core.release import ATTESTATION, MANIFEST
 from busgen_privacy.dp.accounting import GaussianEvent
+from busgen_privacy.dp.planner import Pace
 from busgen_privacy.ledger import Ledger
 from busgen_server.cli import main as hub
 from tests.releases import TRUSTED, good_release
@@ -98,3 +99,30 @@ def test_what_the_system_refuses_is_said_without_a_traceback(config: Path) -> No
     """A data folder that cannot be made ends in a code and advice."""
     (config.parent / "data").write_text("a file in the way")
     assert str(ends_with(node, "jobs", "list", "--config", config)).startswith("busgen-node: unavailable:")
+
+
+def test_a_plan_is_told_before_anything_is_spent(config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """``plan`` prints mechanisms, epsilon by both accountants, time and reasons, as words or JSON, and leaves no ledger behind."""
+    monkeypatch.setattr("busgen_client.planning.measured", lambda *_, **__: Pace(image=0.05, look=0.03, gradient=0.05))
+    assert ends_with(node, "plan", "--epsilon", 8, "--images", 500, "--json", "--config", config) in (0, None)
+    found = json.loads(capsys.readouterr().out)
+    assert found["choice"] == "vote+mean"
+    assert max(found["pld"], found["prv"]) <= found["epsilon"] <= 8
+    assert found["seconds"] > 60
+    assert found["expected"]["patients"] <= 40
+    assert ends_with(node, "plan", "--epsilon", 0.1, "--config", config) in (0, None)
+    said = capsys.readouterr().out
+    assert "plan: foundation" in said
+    assert "40 patients are too few" in said
+    assert not (config.parent / "data" / "ledger.jsonl").exists()
+
+
+def test_a_plan_that_takes_too_long_or_promises_nothing_is_refused(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More minutes than the settings allow, or a delta of 1 / patients, end with a code and what to do."""
+    monkeypatch.setattr("busgen_client.planning.measured", lambda *_, **__: Pace(image=0.05, look=0.03, gradient=0.05))
+    said = str(ends_with(node, "plan", "--delta", 0.025, "--config", config))
+    assert said.startswith("busgen-node: config-invalid:")
+    assert "delta" in said
+    config.write_text(config.read_text() + "\n[adapt]\nminutes = 0.5\n")
+    said = str(ends_with(node, "plan", "--images", 5000, "--config", config))
+    assert "ask for fewer images" in said

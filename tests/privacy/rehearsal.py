@@ -19,7 +19,7 @@ from opacus.optimizers.optimizer import _mark_as_processed
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from busgen_core.generator import Generator
+from busgen_core.generator import Generator, Shape
 from busgen_core.labels import Pathology
 from busgen_privacy.cohort import Cohort
 from busgen_privacy.dp import dpsgd
@@ -30,6 +30,8 @@ from busgen_privacy.dp.plan import DpSgdPlan, Subset
 from busgen_privacy.dp.watchdog import Findings, Watchdog
 from tests.privacy.small import cohort, small_foundation, small_plan
 
+# Few tensors, so that a canary costs little, but wide ones: besides the canaries' numbers, enough are left to measure the noise on.
+SHAPE = Shape(image_px=32, channels=(64, 64), groups=4, heads=8)
 CANARIES = 256  # a run; half of them are in
 CROWDS = (0, 48)  # patients whose gradient is zero, beside the canaries: two cohort sizes under one public constant
 HUGE = 1e3  # gradient of a canary's image, in clip norms
@@ -41,7 +43,7 @@ Bug = Callable[[int], AbstractContextManager[object]]  # the argument is a seed
 
 def rehearsal_plan(**changes: object) -> DpSgdPlan:
     """16 steps at q = .25 and sigma = 2: epsilon about 2.5 at 1e-5. The public size is far from the true ones (some 131 and 179)."""
-    return small_plan(**({"steps": 16, "patient_rate": 0.25, "noise_multiplier": 2.0, "draws": 1, "public_cohort": 300} | changes))
+    return small_plan(**({"subset": "film", "steps": 16, "patient_rate": 0.25, "noise_multiplier": 2.0, "draws": 1, "public_cohort": 300} | changes))
 
 
 class Mute(Watchdog):
@@ -101,7 +103,7 @@ def places(subset: Subset, canaries: int) -> tuple[dict[str, tuple[int, int]], N
 
     The table of pathologies is left alone: its null row is held still.
     """
-    parameters = dpsgd.trainable(small_foundation().network, subset)
+    parameters = dpsgd.trainable(small_foundation(SHAPE).network, subset)
     table = list(parameters).index(dpsgd.CLASS_TABLE)
     every = [(which, place) for which, parameter in enumerate(parameters.values()) for place in range(parameter.numel())]
     free = np.array([i for i, (which, _) in enumerate(every) if which != table])
@@ -157,7 +159,7 @@ def rehearse(folder: Path, *, seed: int, crowd: int = 0, canaries: int = CANARIE
         stack.enter_context(nullcontext() if watchdog else patch.object(dpsgd, "Watchdog", Mute))
         stack.enter_context(bug(seed) if bug else nullcontext())
         stack.callback(register_optimizer_step_pre_hook(recorder.update).remove)
-        adapt(small_foundation(), canary_cohort(present, crowd=crowd), plan, checkpoint=folder, progress=recorder.progress, source=source)
+        adapt(small_foundation(SHAPE), canary_cohort(present, crowd=crowd), plan, checkpoint=folder, progress=recorder.progress, source=source)
     updates = np.stack(recorder.updates)
     return Rehearsal(
         plan=plan,

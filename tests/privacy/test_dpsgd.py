@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,12 +25,14 @@ from busgen_privacy.dp.dpsgd import (
     DpSgdPlan,
     PatientOptimizer,
     adapt,
+    contiguous,
     load_adapted,
     patient_gradient,
     trainable,
 )
 from busgen_privacy.dp.noise import SeededGaussian
 from busgen_privacy.dp.plan import SUBSET_SIZE
+from busgen_privacy.dp.subsets import merged
 from busgen_privacy.dp.watchdog import Watchdog
 from tests.privacy.small import cohort, small_foundation, small_plan
 
@@ -275,3 +279,80 @@ def test_plans_outside_their_range_are_refused(change: dict[str, object]) -> Non
     """No plan exists whose guarantee could not be stated."""
     with pytest.raises(ConfigError):
         replace(small_plan(), **change)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("subset", ["film", "lora", "full"])
+def test_every_subset_adapts_and_loads(tmp_path: Path, subset: str) -> None:
+    """A run moves its subset and nothing else; LoRA's factors come out as weights of the plain network."""
+    foundation = small_foundation()
+    adapt(foundation, MEMBERS, small_plan(subset=subset, steps=3, rank=2), checkpoint=tmp_path, progress=quiet)
+    adapted = dict(load_adapted(foundation, tmp_path / "adapted.safetensors").named_parameters())
+    moved = {name for name, p in foundation.network.named_parameters() if not torch.equal(p, adapted[name])}
+    assert CLASS_TABLE in moved
+    parts = {"film": "time_emb_proj.bias", "lora": ".to_", "full": ""}[subset]
+    assert all(parts in name for name in moved - {CLASS_TABLE})
+    assert len(moved) > 4
+    assert set(adapted) == set(dict(foundation.network.named_parameters()))
+
+
+@pytest.mark.parametrize("subset", ["film", "lora", "full"])
+def test_patient_gradients_of_every_subset_are_exact(subset: str) -> None:
+    """On the shipped shape, each trained tensor's patient gradient is that of a plain backward through the same network."""
+    foundation, people = small_foundation(Shape()), cohort([2], size=64)
+    plan = small_plan(subset=subset, draws=1)
+    parameters = trainable(foundation.network, plan.subset, rank=plan.rank)
+    if subset == "lora":
+        with torch.no_grad():
+            for name, p in parameters.items():
+                if "lora_B" in name:
+                    p.normal_(std=0.1)
+    gradient = patient_gradient(foundation.network, foundation.scheduler, people, [0, 1], plan, patient="m000", step=1)
+    plain_backward(foundation.network, foundation.scheduler, people, [0, 1], draws=1, patient="m000", step=1)
+    for found, (name, p) in zip(gradient, parameters.items(), strict=True):
+        assert p.grad is not None
+        assert float((found - p.grad).norm()) <= 1e-5 * float(p.grad.norm()) + 1e-7, name
+        assert float(p.grad.norm()) > 0 or name == CLASS_TABLE or subset == "full"
+
+
+def test_lora_multiplied_in_answers_as_beside(tmp_path: Path) -> None:
+    """The plain network with LoRA's factors multiplied into its weights gives the same output as the one that carries them."""
+    foundation = small_foundation()
+    carrying = contiguous(foundation.network)
+    parameters = trainable(carrying, "lora", rank=2)
+    with torch.no_grad():
+        for p in parameters.values():
+            p.add_(0.05 * torch.randn_like(p))
+    plain = contiguous(foundation.network)
+    missing = plain.load_state_dict(merged(carrying, {n: p.detach() for n, p in parameters.items()}), strict=False)
+    assert not missing.unexpected_keys
+    conditions = encode([Condition()] * 2, devices=(), side=16)
+    arguments = (torch.randn(2, 4, 16, 16), torch.zeros(2), conditions.labels, conditions.planes)
+    assert torch.allclose(plain(*arguments), carrying(*arguments), atol=1e-5)
+    assert not torch.allclose(plain(*arguments), foundation.network(*arguments), atol=1e-3)
+
+
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+from busgen_core.errors import StorageFullError
+from busgen_privacy.dp.dpsgd import adapt
+from busgen_privacy.dp.noise import SeededGaussian
+from tests.privacy.small import cohort, small_foundation, small_plan
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+try:
+    go = {"checkpoint": Path(sys.argv[1]), "progress": lambda *_: None, "source": SeededGaussian(3)}
+    adapt(small_foundation(), cohort([1, 2, 1]), small_plan(steps=12), **go)
+except StorageFullError as error:
+    print(error.code)
+"""
+
+
+def test_a_disk_full_during_a_checkpoint_loses_nothing(tmp_path: Path) -> None:
+    """With a real limit on file sizes the run stops by name with no torn file; with room it ends where an uninterrupted one does."""
+    ended = subprocess.run([sys.executable, "-c", FULL_DISK, str(tmp_path / "full")], capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == "storage-full"
+    assert not [f for f in (tmp_path / "full").glob("*") if f.suffix == ".safetensors"]
+    for name in ("full", "whole"):
+        adapt(small_foundation(), cohort([1, 2, 1]), small_plan(steps=12), checkpoint=tmp_path / name, progress=quiet, source=SeededGaussian(3))
+    first, second = (load_file(tmp_path / name / "adapted.safetensors") for name in ("full", "whole"))
+    assert all(torch.equal(first[name], second[name]) for name in first)

@@ -58,7 +58,8 @@ class Recipe:
     clip: float
 
 
-RECIPES: Mapping[Kind, Recipe] = MappingProxyType({"full": Recipe(learning_rate=1e-4, clip=1.0), "lora": Recipe(learning_rate=1e-3, clip=1.0)})
+# Rehearsed on `public` alone, as if of a louder machine (0.9 x^0.75 + 0.05): 300 patients, q = .25, 40 steps, change of the held-out loss of .1684.
+RECIPES: Mapping[Kind, Recipe] = MappingProxyType({"full": Recipe(learning_rate=3e-4, clip=0.3), "lora": Recipe(learning_rate=2e-2, clip=0.02)})
 
 
 class OneImageEach(Dataset[Batch]):

@@ -21,6 +21,7 @@ from busgen_client.jobs import JobStore
 from busgen_client.protocol import COHORT_FILE, LOCAL_REPORT, NodeProtocol, job_folder
 from busgen_client.release import approve
 from busgen_client.settings import NodeSettings
+from busgen_client.settle import settle
 from busgen_client.worker import Worker
 from busgen_core.errors import ConsentWithdrawnError, InputError, LedgerError, StateError, StorageFullError
 from busgen_core.wire import Hello, HelloReply, JobState, JobStatus, ReleaseRequest, StatusRequest
@@ -335,8 +336,8 @@ def foundation(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_withdrawal_stops_the_worker_in_the_middle_of_a_phase(tmp_path: Path, foundation: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A patient withdraws while the worker adapts: the phase ends, the job keeps its code, nothing is left to approve, and the budget
-    that the checkpoint does not account for can be given back.
+    """A patient withdraws while the worker adapts: the phase ends, the job keeps its code, and nothing is left to approve. Only once
+    the worker has let go of the job can what never ran, its audit, be given back.
     """
     node = lay_out(tmp_path, steps=12)
     take_in(cohort(node), [f"m{i}" for i in range(30)], role="member", images=1)
@@ -344,7 +345,13 @@ def test_a_withdrawal_stops_the_worker_in_the_middle_of_a_phase(tmp_path: Path, 
     quick_plan(node, steps=12, rate=0.25, noise=2.5)
     worker = Worker(node)
     worker.step()
-    monkeypatch.setattr("busgen_client.worker.run", _withdrawing(lambda: withdraw(node, key(node, "m0"))))
+
+    def act() -> None:
+        withdraw(node, key(node, "m0"))
+        with pytest.raises(StateError, match="a worker is at this job"):
+            settle(node, jobs, ledger(node), "c1")
+
+    monkeypatch.setattr("busgen_client.worker.run", _withdrawing(act))
     assert worker.step()
     row = jobs.need("c1")
     assert (row.state, row.code) == ("failed", "consent-withdrawn")

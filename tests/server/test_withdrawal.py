@@ -124,13 +124,16 @@ def test_retiring_is_for_admitted_releases_and_happens_once(store: HubStore, tmp
 
 
 def test_a_retired_release_still_holds_its_place(store: HubStore, tmp_path: Path) -> None:
-    """It cannot come again as a fresh one, nor can its site send a second one for the same campaign: that would spend twice."""
+    """It cannot come again as a fresh one, nor as another site's copy; nor can its site send a second one: that would spend twice."""
     store.retire_release("cairo-1")
     assert admit(store, tmp_path / "data", TRUSTED, CAMPAIGN, packed()).state == "retired"
     second = admit(store, tmp_path / "data", TRUSTED, CAMPAIGN, packed(seed=3, release_id="cairo-2"))
     assert (second.state, second.code) == ("rejected", "release-manifest")
-    copy = packed(seed=1, release_id="rio-2", site="rio", keys=RIO_KEYS)
-    assert admit(store, tmp_path / "data", RIO, CAMPAIGN, copy).state == "rejected"
+    keys = (SigningKey.generate(), SigningKey.generate())
+    lima = TrustedKeys(site="lima", node=keys[0].public, officer=keys[1].public)
+    enrol(store, lima)
+    copied = admit(store, tmp_path / "data", lima, CAMPAIGN, packed(release_id="lima-1", site="lima", keys=keys))
+    assert (copied.state, copied.code) == ("rejected", "release-reaudit")
 
 
 def test_a_pool_states_the_epsilon_of_a_patient_who_is_in_all_of_it(store: HubStore, tmp_path: Path) -> None:

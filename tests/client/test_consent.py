@@ -41,7 +41,7 @@ class Killed(BaseException):
 def node(tmp_path: Path) -> NodeSettings:
     """Three members and two holdout patients, two images each."""
     settings = lay_out(tmp_path)
-    take_in(cohort(settings), ["ada", "bea", "cleo"], role="member")
+    take_in(cohort(settings), ["vivi", "zoe", "cleo"], role="member")
     take_in(cohort(settings), ["dora", "emma"], role="holdout")
     return settings
 
@@ -70,7 +70,7 @@ def run(folder: Path, *arguments: str) -> str | int | None:
 
 def test_images_rows_and_files_are_gone_and_the_others_stay(node: NodeSettings) -> None:
     """Every row and file of the patient is deleted, and the key is nowhere in the store; other patients lose nothing."""
-    store, ada = cohort(node), key(node, "ada")
+    store, ada = cohort(node), key(node, "vivi")
     assert withdraw(node, ada).images == 2
     with Session(open_store(node.data)) as session:
         assert session.scalars(select(ImageRow).where(ImageRow.patient_key == ada)).all() == []
@@ -85,7 +85,7 @@ def test_images_rows_and_files_are_gone_and_the_others_stay(node: NodeSettings) 
 def test_the_key_is_in_no_file_of_the_node(node: NodeSettings) -> None:
     """The key is in no byte of any file of the node, the store's free pages and log included."""
     job_in(node, "c1", JobState.RELEASED)
-    ada = key(node, "ada")
+    ada = key(node, "vivi")
     withdraw(node, ada)
     for file in node.data.rglob("*"):
         if file.is_file():
@@ -95,11 +95,11 @@ def test_the_key_is_in_no_file_of_the_node(node: NodeSettings) -> None:
 
 def test_a_withdrawn_patient_is_never_taken_in_again(node: NodeSettings) -> None:
     """Old and new images of the patient are refused by name, whatever the role; other patients are not."""
-    store, ada = cohort(node), key(node, "ada")
+    store, ada = cohort(node), key(node, "vivi")
     withdraw(node, ada)
     for number in (0, 7):
-        assert store.add(new_image(store, "ada", number, role=None)) is Admission.WITHDRAWN
-    sources = [Source(key=f"s{patient}", read=lambda p=patient: [new_image(store, p, 8, role=None)]) for patient in ("ada", "bea")]
+        assert store.add(new_image(store, "vivi", number, role=None)) is Admission.WITHDRAWN
+    sources = [Source(key=f"s{patient}", read=lambda p=patient: [new_image(store, p, 8, role=None)]) for patient in ("vivi", "zoe")]
     result = run_intake(store, sources, total=2, event="test", progress=False)
     assert (result.added, dict(result.codes)) == (1, {Code.CONSENT_WITHDRAWN.value: 1})
     assert ada not in {*store.load("member").patients, *store.load("holdout").patients}
@@ -107,7 +107,7 @@ def test_a_withdrawn_patient_is_never_taken_in_again(node: NodeSettings) -> None
 
 def test_a_tombstone_is_not_the_key(node: NodeSettings) -> None:
     """What is kept is a keyed digest of the key: it differs from it, and another node's secret gives another."""
-    ada = key(node, "ada")
+    ada = key(node, "vivi")
     withdraw(node, ada)
     with Session(open_store(node.data)) as session:
         (row,) = session.scalars(select(WithdrawnRow)).all()
@@ -123,12 +123,12 @@ def test_a_release_that_holds_the_patient_is_told_to_the_hub_without_name_or_num
     assert withdraw(node, key(node, "late")).releases == (("c2", "north-c2"),)
     assert (ask(node, "c1").withdrawal_notice, ask(node, "c2").withdrawal_notice) == (False, True)
     one = ask(node, "c2")
-    assert withdraw(node, key(node, "ada")).releases == (("c1", "north-c1"), ("c2", "north-c2"))
+    assert withdraw(node, key(node, "vivi")).releases == (("c1", "north-c1"), ("c2", "north-c2"))
     assert ask(node, "c2") == one
     reply, _ = NodeProtocol(node).respond(Hello().model_dump_json(), b"")
     assert isinstance(reply, HelloReply)
     assert reply.withdrawal_notices == ("c1", "c2")
-    for patient in ("ada", "late"):
+    for patient in ("vivi", "late"):
         for secret in (patient, key(node, patient), cohort(node).tombstone(key(node, patient))):
             assert secret not in reply.model_dump_json() + one.model_dump_json()
 
@@ -137,13 +137,13 @@ def test_the_ledger_notes_releases_and_no_patient(node: NodeSettings) -> None:
     """One entry for each release that holds a withdrawn patient, in the account that paid; a second patient adds none; nothing is spent."""
     for name in ("c1", "c2"):
         job_in(node, name, JobState.RELEASED)
-    for patient in ("ada", "bea", "dora"):
+    for patient in ("vivi", "zoe", "dora"):
         withdraw(node, key(node, patient))
     noted = [(e.kind, e.account, e.reference, e.events) for e in ledger(node).entries()]
     members = [("withdraw", "members", f"north-{c}", ()) for c in ("c1", "c2")]
     assert noted == [*members, *((kind, "holdout", release, events) for kind, _, release, events in members)]
     text = (node.data / "ledger.jsonl").read_text()
-    assert not any(s in text for p in ("ada", "bea", "dora") for s in (key(node, p), cohort(node).tombstone(key(node, p))))
+    assert not any(s in text for p in ("vivi", "zoe", "dora") for s in (key(node, p), cohort(node).tombstone(key(node, p))))
 
 
 RUNNING = (JobState.ACCEPTED, JobState.ADAPTING, JobState.GENERATING, JobState.AUDITING, JobState.REVIEW)
@@ -197,7 +197,7 @@ def test_a_patient_who_was_never_here_is_refused_from_now_on_if_named_by_identif
     with pytest.raises(InputError, match="no patient of that key"):
         withdraw(node, zoe)
     assert store.add(new_image(store, "zoe", 0, role="member")) is Admission.ADDED
-    for wrong in ("", "ada", zoe[:-1], zoe.upper(), f"{zoe} "):
+    for wrong in ("", "vivi", zoe[:-1], zoe.upper(), f"{zoe} "):
         with pytest.raises(InputError, match="64"):
             withdraw(node, wrong)
     assert withdraw(node, key(node, "yves"), known=False).images == 0
@@ -207,9 +207,9 @@ def test_a_patient_who_was_never_here_is_refused_from_now_on_if_named_by_identif
 def test_repeating_changes_nothing(node: NodeSettings) -> None:
     """The same command again gives the same answer and adds no row, entry or notice."""
     job_in(node, "c1", JobState.RELEASED)
-    first = withdraw(node, key(node, "ada"))
+    first = withdraw(node, key(node, "vivi"))
     entries = ledger(node).entries()
-    assert withdraw(node, key(node, "ada")) == first
+    assert withdraw(node, key(node, "vivi")) == first
     assert withdrawals(node) == [first]
     assert ledger(node).entries() == entries
 
@@ -232,10 +232,10 @@ def test_a_crash_is_finished_by_the_same_command(node: NodeSettings, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(place, dies)
         with pytest.raises(Killed):
-            withdraw(node, key(node, "ada"))
+            withdraw(node, key(node, "vivi"))
     assert ask(node, "c1").withdrawal_notice
     assert ask(node, "c2").code == "consent-withdrawn"
-    assert withdraw(node, key(node, "ada")).stopped == ("c2",)
+    assert withdraw(node, key(node, "vivi")).stopped == ("c2",)
     assert [e.reference for e in ledger(node).entries()] == ["north-c1"]
     assert len(list((node.data / "images").iterdir())) == 8
 
@@ -246,7 +246,7 @@ def test_a_crash_inside_the_transaction_changes_nothing(node: NodeSettings, monk
     with monkeypatch.context() as patch:
         patch.setattr("busgen_client.consent._holds", lambda *_: (_ for _ in ()).throw(Killed()))
         with pytest.raises(Killed):
-            withdraw(node, key(node, "ada"))
+            withdraw(node, key(node, "vivi"))
     assert withdrawals(node) == []
     assert ask(node, "c1").state is JobState.REVIEW
     assert len(cohort(node).load("member").patients) == 6
@@ -260,20 +260,20 @@ def test_a_full_disk_or_an_edited_ledger_is_named_and_finished_later(node: NodeS
     with monkeypatch.context() as patch:
         patch.setattr(module, "_write", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
         with pytest.raises(StorageFullError):
-            withdraw(node, key(node, "ada"))
+            withdraw(node, key(node, "vivi"))
     assert ask(node, "c1").withdrawal_notice
-    withdraw(node, key(node, "ada"))
+    withdraw(node, key(node, "vivi"))
     assert [e.kind for e in ledger(node).entries()] == ["withdraw"]
     (node.data / "ledger.jsonl").write_text("{}\n")
     with pytest.raises(LedgerError):
-        withdraw(node, key(node, "bea"))
-    assert key(node, "bea") not in cohort(node).load("member").patients
+        withdraw(node, key(node, "zoe"))
+    assert key(node, "zoe") not in cohort(node).load("member").patients
 
 
 def test_an_intake_that_runs_is_not_disturbed(node: NodeSettings) -> None:
     """While an intake holds the cohort the withdrawal is refused by name, and changes nothing."""
     with cohort(node).intake(), pytest.raises(StateError, match="intake is running"):
-        withdraw(node, key(node, "ada"))
+        withdraw(node, key(node, "vivi"))
     assert withdrawals(node) == []
 
 
@@ -282,9 +282,9 @@ def test_the_commands(node: NodeSettings, tmp_path: Path, capsys: pytest.Capture
     job_in(node, "c1", JobState.RELEASED)
     job_in(node, "c2", JobState.REVIEW)
     file = tmp_path / "identifier"
-    file.write_text("ada\n", encoding="utf-8")
+    file.write_text("vivi\n", encoding="utf-8")
     assert run(tmp_path, "consent", "withdraw") == 2
-    assert run(tmp_path, "consent", "withdraw", key(node, "ada"), "--patient-id-file", str(file)) == 2
+    assert run(tmp_path, "consent", "withdraw", key(node, "vivi"), "--patient-id-file", str(file)) == 2
     assert "input-invalid" in str(run(tmp_path, "consent", "withdraw", "--patient-id-file", str(tmp_path / "none")))
     capsys.readouterr()
     assert run(tmp_path, "consent", "withdraw", "--patient-id-file", str(file)) == 0
@@ -292,30 +292,30 @@ def test_the_commands(node: NodeSettings, tmp_path: Path, capsys: pytest.Capture
     assert "2 images deleted" in said
     assert "north-c1" in said
     assert "settle c2" in said
-    assert run(tmp_path, "consent", "withdraw", key(node, "bea"), "--json") == 0
+    assert run(tmp_path, "consent", "withdraw", key(node, "zoe"), "--json") == 0
     assert json.loads(capsys.readouterr().out)[0]["images"] == 2
     assert run(tmp_path, "consent", "list", "--json") == 0
     rows = json.loads(capsys.readouterr().out)
     assert run(tmp_path, "consent", "list") == 0
     said += json.dumps(rows) + capsys.readouterr().out
     assert [row["stopped"] for row in rows if row["stopped"]] == [["c2"]]
-    assert not any(secret in said for patient in ("ada", "bea") for secret in (key(node, patient), patient))
+    assert not any(secret in said for patient in ("vivi", "zoe") for secret in (key(node, patient), patient))
     file.write_text("a\nb\n")
     assert "one line" in str(run(tmp_path, "consent", "withdraw", "--patient-id-file", str(file)))
 
 
 def test_the_issuer_is_part_of_the_patient(node: NodeSettings, tmp_path: Path) -> None:
     """The same number from another issuer is another patient, and is left alone."""
-    (tmp_path / "identifier").write_text("ada")
+    (tmp_path / "identifier").write_text("vivi")
     assert run(tmp_path, "consent", "withdraw", "--patient-id-file", str(tmp_path / "identifier"), "--issuer", "elsewhere") == 0
-    assert key(node, "ada") in cohort(node).load("member").patients
+    assert key(node, "vivi") in cohort(node).load("member").patients
 
 
 def test_the_hub_keeps_the_notice_whichever_message_brings_it(node: NodeSettings, tmp_path: Path) -> None:
     """From the node's own answers the hub learns it once, keeps it when a later answer lacks it, and survives one of a campaign it never had."""
     job_in(node, "c1", JobState.RELEASED)
     job_in(node, "c2", JobState.RELEASED)
-    withdraw(node, key(node, "ada"))
+    withdraw(node, key(node, "vivi"))
     store = HubStore(open_hub(tmp_path / "hub"))
     store.add_site("north", node_key="1" * 64, officer_key="2" * 64, flower_key="ssh")
     store.add_campaign(campaign("c1"))

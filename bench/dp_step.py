@@ -224,7 +224,7 @@ def over(times: Mapping[str, list[float]], base: str) -> list[float]:
 def spread(name: str, values: Iterable[float], unit: str, **judged: object) -> dict[str, object]:
     """A row of the median, with the smallest and the largest repeat."""
     found = sorted(values)
-    return row(f"{name}, range of repeats", statistics.median(found), unit, low=found[0], high=found[-1], seeds=len(found), **judged)  # type: ignore[arg-type]
+    return row(f"{name} (range of repeats)", statistics.median(found), unit, low=found[0], high=found[-1], seeds=len(found), **judged)  # type: ignore[arg-type]
 
 
 def main() -> None:

@@ -41,7 +41,7 @@ class Killed(BaseException):
 def node(tmp_path: Path) -> NodeSettings:
     """Three members and two holdout patients, two images each."""
     settings = lay_out(tmp_path)
-    take_in(cohort(settings), ["vivi", "zoe", "cleo"], role="member")
+    take_in(cohort(settings), ["vivi", "lulu", "cleo"], role="member")
     take_in(cohort(settings), ["dora", "emma"], role="holdout")
     return settings
 
@@ -99,7 +99,7 @@ def test_a_withdrawn_patient_is_never_taken_in_again(node: NodeSettings) -> None
     withdraw(node, ada)
     for number in (0, 7):
         assert store.add(new_image(store, "vivi", number, role=None)) is Admission.WITHDRAWN
-    sources = [Source(key=f"s{patient}", read=lambda p=patient: [new_image(store, p, 8, role=None)]) for patient in ("vivi", "zoe")]
+    sources = [Source(key=f"s{patient}", read=lambda p=patient: [new_image(store, p, 8, role=None)]) for patient in ("vivi", "lulu")]
     result = run_intake(store, sources, total=2, event="test", progress=False)
     assert (result.added, dict(result.codes)) == (1, {Code.CONSENT_WITHDRAWN.value: 1})
     assert ada not in {*store.load("member").patients, *store.load("holdout").patients}
@@ -137,13 +137,13 @@ def test_the_ledger_notes_releases_and_no_patient(node: NodeSettings) -> None:
     """One entry for each release that holds a withdrawn patient, in the account that paid; a second patient adds none; nothing is spent."""
     for name in ("c1", "c2"):
         job_in(node, name, JobState.RELEASED)
-    for patient in ("vivi", "zoe", "dora"):
+    for patient in ("vivi", "lulu", "dora"):
         withdraw(node, key(node, patient))
     noted = [(e.kind, e.account, e.reference, e.events) for e in ledger(node).entries()]
     members = [("withdraw", "members", f"north-{c}", ()) for c in ("c1", "c2")]
     assert noted == [*members, *((kind, "holdout", release, events) for kind, _, release, events in members)]
     text = (node.data / "ledger.jsonl").read_text()
-    assert not any(s in text for p in ("vivi", "zoe", "dora") for s in (key(node, p), cohort(node).tombstone(key(node, p))))
+    assert not any(s in text for p in ("vivi", "lulu", "dora") for s in (key(node, p), cohort(node).tombstone(key(node, p))))
 
 
 RUNNING = (JobState.ACCEPTED, JobState.ADAPTING, JobState.GENERATING, JobState.AUDITING, JobState.REVIEW)
@@ -266,8 +266,8 @@ def test_a_full_disk_or_an_edited_ledger_is_named_and_finished_later(node: NodeS
     assert [e.kind for e in ledger(node).entries()] == ["withdraw"]
     (node.data / "ledger.jsonl").write_text("{}\n")
     with pytest.raises(LedgerError):
-        withdraw(node, key(node, "zoe"))
-    assert key(node, "zoe") not in cohort(node).load("member").patients
+        withdraw(node, key(node, "lulu"))
+    assert key(node, "lulu") not in cohort(node).load("member").patients
 
 
 def test_an_intake_that_runs_is_not_disturbed(node: NodeSettings) -> None:
@@ -292,14 +292,14 @@ def test_the_commands(node: NodeSettings, tmp_path: Path, capsys: pytest.Capture
     assert "2 images deleted" in said
     assert "north-c1" in said
     assert "settle c2" in said
-    assert run(tmp_path, "consent", "withdraw", key(node, "zoe"), "--json") == 0
+    assert run(tmp_path, "consent", "withdraw", key(node, "lulu"), "--json") == 0
     assert json.loads(capsys.readouterr().out)[0]["images"] == 2
     assert run(tmp_path, "consent", "list", "--json") == 0
     rows = json.loads(capsys.readouterr().out)
     assert run(tmp_path, "consent", "list") == 0
     said += json.dumps(rows) + capsys.readouterr().out
     assert [row["stopped"] for row in rows if row["stopped"]] == [["c2"]]
-    assert not any(secret in said for patient in ("vivi", "zoe") for secret in (key(node, patient), patient))
+    assert not any(secret in said for patient in ("vivi", "lulu") for secret in (key(node, patient), patient))
     file.write_text("a\nb\n")
     assert "one line" in str(run(tmp_path, "consent", "withdraw", "--patient-id-file", str(file)))
 

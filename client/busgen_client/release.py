@@ -31,10 +31,12 @@ from busgen_core.repository import SyntheticImage, croissant, dataset_card, writ
 from busgen_core.transfer import folder_files, pack
 from busgen_core.wire import Campaign, JobState
 from busgen_privacy.admission import check
-from busgen_privacy.audit import Audit, TravellingAudit
+from busgen_privacy.audit import TravellingAudit
 from busgen_privacy.cohort import Cohort
 from busgen_privacy.dp.accounting import GaussianEvent, epsilon_of
 from busgen_privacy.dp.plan import AdaptationPlan
+from busgen_privacy.findings import Findings
+from busgen_privacy.findings_report import render_findings
 from busgen_privacy.gate import decide
 from busgen_privacy.ledger import Ledger
 from busgen_privacy.report import render
@@ -90,7 +92,7 @@ def build_unsigned(
     campaign: Campaign,
     plan: AdaptationPlan,
     images: Sequence[SyntheticImage],
-    audit: Audit,
+    audit: Findings,
     travels: TravellingAudit,
     ledger: Ledger,
     members: Cohort,
@@ -117,8 +119,8 @@ def build_unsigned(
         "Learnt from members": " ".join(plan.words()),
     }
     verdict, public_verdict = decide(audit, settings.policy.gate), decide(travels, settings.policy.gate)
-    pairs = [(encode_png(members.images[p.member]), images[p.released].png) for p in audit.near_copies.closest[:8]]
-    local = render(audit, verdict=verdict, statement=privacy, facts=facts, pairs=pairs)
+    pairs = [(encode_png(members.images[p.member]), images[p.released].png) for p in audit.registered_copies.closest[:8]]
+    local = render_findings(audit, verdict=verdict, statement=privacy, facts=facts, pairs=pairs)
     write_whole(folder / LOCAL_REPORT, local.encode())
     labels = {p: sum(image.pathology is p for image in images) for p in Pathology}
     table = write_parquet(images)

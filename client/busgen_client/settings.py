@@ -8,7 +8,7 @@ from pydantic_settings import SettingsConfigDict
 from busgen_core.settings import TomlSettings, read_settings
 from busgen_core.wire import Name
 from busgen_privacy.dp.plan import Mechanism, Subset
-from busgen_privacy.policy import Policy
+from busgen_privacy.policy import CONSORTIUM_GATE, Policy, tightened
 
 CONFIG_VARIABLE = "BUSGEN_NODE_CONFIG"  # path of node.toml, for the processes of 'busgen-node start'
 
@@ -80,8 +80,10 @@ def load_settings(file: Path) -> NodeSettings:
 
     Raises:
         ConfigError: missing, not TOML, or a value outside its range; names the settings that are wrong.
+        PolicyError: a threshold of the gate is looser than the consortium's; names each.
     """
     settings = read_settings(NodeSettings, file, missing="run 'busgen-node join' first")
+    tightened(settings.policy.gate, CONSORTIUM_GATE)
     base = file.parent
     hub = settings.hub.model_copy(update={"ca_file": base / settings.hub.ca_file})
     return settings.model_copy(update={"data": base / settings.data, "hub": hub})

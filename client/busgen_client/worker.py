@@ -8,10 +8,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from sqlalchemy.exc import OperationalError
 
 from busgen_client.cohort import CohortStore, Role
@@ -33,7 +36,8 @@ from busgen_core.repository import arrays, write_parquet
 from busgen_core.scores import noised, patient_counts
 from busgen_core.transfer import unpack
 from busgen_core.wire import Campaign, JobState, ScoreRequest
-from busgen_privacy.audit import Audit, run_audit, travelling
+from busgen_privacy.attacks.base import Access
+from busgen_privacy.audit import travelling
 from busgen_privacy.cohort import Cohort
 from busgen_privacy.dp.accounting import GaussianEvent, epsilon_of
 from busgen_privacy.dp.adaptation import load, run
@@ -41,9 +45,14 @@ from busgen_privacy.dp.noise import SecureGaussian
 from busgen_privacy.dp.noise import noised as with_noise
 from busgen_privacy.dp.plan import AdaptationPlan
 from busgen_privacy.dp.reference import Reference, reference_of
+from busgen_privacy.findings import Findings
 from busgen_privacy.ledger import Ledger, NamedEvent
+from busgen_privacy.suite import Release
+from busgen_privacy.suite import run as run_suite
 
 log = logging.getLogger("busgen.worker")
+
+AUDIT_DRAWS = 2  # noise draws for each image in white-box attacks
 IDLE_SECONDS = 1.0
 CRASH_LIMIT = 5  # a phase that crashed so often in a row fails the job
 
@@ -190,26 +199,23 @@ class Worker:
         campaign = Campaign.model_validate_json(row.campaign)
         foundation = self._foundation(campaign)
         folder = job_folder(self.settings.data, row.campaign_id)
-        network = load(foundation, self._plan(campaign), folder / "adapt").network
         images = released_images(folder)
         members, holdout = self._frozen(row, "member"), self._frozen(row, "holdout")
         audit_file = folder / "audit-local.json"
         if not audit_file.exists():
             with at_work(folder, "audit", self.ledger, row.campaign_id), self._progress(row, JobState.AUDITING) as report:
-                audit = run_audit(
-                    foundation=foundation,
-                    adapted=network,
-                    released=arrays(images)[0],
-                    members=members,
-                    holdout=holdout,
-                    epsilon=self._promised(campaign),
-                    delta=campaign.delta,
-                    draws=8,
+                found = run_suite(
+                    self._attacked(campaign, foundation, folder, arrays(images)[0]),
+                    members,
+                    holdout,
+                    self._reference(foundation).images,
+                    policy=self.settings.policy.gate,
+                    draws=AUDIT_DRAWS,
                     seed=secrets.randbits(32),
-                    progress=report,
+                    progress=lambda _, done, total: report(done, total),
                 )
-            write_whole(audit_file, audit.model_dump_json(indent=1).encode())
-        audit = Audit.model_validate_json(audit_file.read_bytes())
+            write_whole(audit_file, found.model_dump_json(indent=1).encode())
+        audit = Findings.model_validate_json(audit_file.read_bytes())
         travels = travelling(audit, self.settings.policy, SecureGaussian(), noise_multiplier=self._plan(campaign).audit_noise)
         verdict = build_unsigned(
             folder,
@@ -226,6 +232,15 @@ class Worker:
         if verdict.verdict != "release":
             raise GateRefusedError(f"campaign {row.campaign_id}: {'; '.join(verdict.reasons)}")
         self.jobs.move(row.campaign_id, JobState.REVIEW, progress=1.0)
+
+    def _attacked(self, campaign: Campaign, foundation: Foundation, folder: Path, images: NDArray[np.uint8]) -> Release:
+        """What the audit attacks. Where nothing was trained the network is the public foundation, and there is nothing in it to attack."""
+        plan = self._plan(campaign)
+        release = Release(images=images, epsilon=self._promised(campaign), delta=campaign.delta)
+        if plan.dpsgd is None:
+            return replace(release, no_access="nothing was trained, so the network is the public foundation as it was")
+        adapted = load(foundation, plan, folder / "adapt").network
+        return replace(release, access=Access(adapted=adapted, reference=foundation.network, scheduler=foundation.scheduler))
 
     def _score(self, row: ScoreRow) -> None:
         """Score a downstream model on holdout patients; the counts are noised and paid for by the holdout account."""

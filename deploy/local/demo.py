@@ -21,8 +21,8 @@ from busgen_client.database import open_store as open_node
 from busgen_client.jobs import JobStore
 from busgen_core.errors import BusgenError, UnavailableError
 from busgen_core.wire import JobState
-from busgen_privacy.audit import Audit
 from busgen_privacy.cohort import Cohort
+from busgen_privacy.findings import Findings
 from busgen_server.database import ResultRow
 from busgen_server.database import open_store as open_hub
 from busgen_server.store import POOL, HubStore
@@ -159,7 +159,7 @@ def _site_lines(consortium: Consortium) -> tuple[list[SiteReport], dict[str, tup
         cohorts[site.name] = (cohort.load("member"), cohort.load("holdout"))
         job = JobStore(engine).need(CAMPAIGN)
         audit_file = data / "jobs" / CAMPAIGN / "audit-local.json"
-        audit = Audit.model_validate_json(audit_file.read_bytes()) if audit_file.exists() else None
+        audit = Findings.model_validate_json(audit_file.read_bytes()) if audit_file.exists() else None
         release = releases.get(site.name)
         lines.append(
             SiteReport(
@@ -170,7 +170,7 @@ def _site_lines(consortium: Consortium) -> tuple[list[SiteReport], dict[str, tup
                 delta=campaign.delta,
                 job_state=job.state,
                 gate=release.gate if release else "",
-                attack_auc=round(max(a.auc for a in audit.attacks), 4) if audit else None,
+                attack_auc=round(max(a.auc for a in audit.attacks if not a.diagnostic), 4) if audit else None,
                 release_images=release.images if release and release.state == "admitted" else 0,
                 seconds=round(job.updated - job.created, 1),
             )

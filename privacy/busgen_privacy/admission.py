@@ -19,13 +19,13 @@ from busgen_core.repository import SyntheticImage, read_parquet
 from busgen_core.wire import Campaign
 from busgen_privacy.audit import TravellingAudit
 from busgen_privacy.gate import decide
-from busgen_privacy.policy import GatePolicy
+from busgen_privacy.policy import CONSORTIUM_GATE, GatePolicy
 from busgen_privacy.statement import check_statement
 
 DUPLICATE_SHARE = 0.01  # of a release's images that may repeat one another or images admitted before
 EMPTY_SHARE = 0.01  # of a release's images that may be all but constant
 EMPTY_DEVIATION = 2.0  # gray levels of 255; below it a frame shows nothing
-HUB_GATE = GatePolicy()
+HUB_GATE = CONSORTIUM_GATE
 
 Digests = frozenset[bytes]  # SHA-256 of decoded pixels
 

@@ -60,9 +60,9 @@ def audit(
     """
     from busgen_privacy.findings_report import render_findings
     from busgen_privacy.folders import read_people, read_release
-    from busgen_privacy.gate import judge
+    from busgen_privacy.gate import decide
     from busgen_privacy.policy import GatePolicy
-    from busgen_privacy.suite import Release, evidence, run
+    from busgen_privacy.suite import Release, run
 
     if (epsilon is None) != (delta is None):
         raise typer.BadParameter("a claim has both --epsilon and --delta")
@@ -74,20 +74,20 @@ def audit(
         epsilon=found.epsilon if epsilon is None else epsilon,
         delta=found.delta if delta is None else delta,
     )
-    audited = run(subject, inside, outside, known, groups=groups, policy=policy, draws=1, seed=seed, progress=bars)
+    findings = run(subject, inside, outside, known, groups=groups, policy=policy, draws=1, seed=seed, progress=bars)
     bars.close()
-    verdict = judge(evidence(audited.findings), policy)
-    closest = audited.findings.registered_copies.closest if more is None else audited.findings.near_copies.closest
+    verdict = decide(findings, policy)
+    closest = findings.registered_copies.closest if more is None else findings.near_copies.closest
     pairs = [(encode_png(inside.images[pair.member]), encode_png(found.images[pair.released])) for pair in closest[:SHOWN]]
     facts = {
         "Release": found.name,
         "Date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "Synthetic images": str(len(found.images)),
-        "Real patients": f"{audited.findings.members} members, {audited.findings.holdout} in the holdout",
+        "Real patients": f"{findings.members} members, {findings.holdout} in the holdout",
         "Calibrated on": f"{len(known)} {'images of the shipped foundation' if public is None else 'public images'}",
     }
-    write_whole(out / "audit.json", audited.findings.model_dump_json(indent=1).encode())
-    write_whole(out / "audit.html", render_findings(audited.findings, audited.scores, verdict=verdict, facts=facts, pairs=pairs).encode())
+    write_whole(out / "audit.json", findings.model_dump_json(indent=1).encode())
+    write_whole(out / "audit.html", render_findings(findings, verdict=verdict, facts=facts, pairs=pairs).encode())
     typer.echo(f"{verdict.verdict}: {out / 'audit.html'}")
     if verdict.verdict != "release":
         raise GateRefusedError(" ".join(verdict.reasons))

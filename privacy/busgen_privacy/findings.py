@@ -29,6 +29,13 @@ class Hits(_Finding):
     ceiling: float | None = Field(default=None, ge=0, le=1)
 
 
+class PatientScores(_Finding):
+    """Scores by patient, in the order of their keys; for curves."""
+
+    members: tuple[float, ...]
+    holdout: tuple[float, ...]
+
+
 class AttackFinding(_Finding):
     """One membership attack.
 
@@ -47,6 +54,7 @@ class AttackFinding(_Finding):
         epsilon_low: Lower bound of epsilon at 95 %, if the mechanism is Gaussian (``leak.gaussian_epsilon``).
         caught: Smallest true AUC that this attack would have caught, four times out of five; None: none.
         diagnostic: Shown, never deciding.
+        scores: By patient.
         members: Member patients attacked.
         holdout: Holdout patients attacked.
     """
@@ -65,6 +73,7 @@ class AttackFinding(_Finding):
     epsilon_low: float = Field(ge=0)
     caught: float | None = Field(default=None, ge=0.5, le=1)
     diagnostic: bool
+    scores: PatientScores
     members: int = Field(ge=1)
     holdout: int = Field(ge=1)
 

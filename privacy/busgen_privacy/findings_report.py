@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from busgen_core.release import GateVerdict
-from busgen_privacy.attacks.base import MemberScores
+from busgen_core.release import GateVerdict, PrivacyStatement
 from busgen_privacy.charts import histograms, log_roc, roc
 from busgen_privacy.dp.accounting import gdp_mu
 from busgen_privacy.findings import Findings
@@ -33,10 +32,10 @@ class Bar:
 
 def render_findings(
     findings: Findings,
-    scores: Mapping[str, MemberScores],
     *,
     verdict: GateVerdict,
     facts: Mapping[str, str],
+    statement: PrivacyStatement | None = None,
     pairs: Sequence[tuple[bytes, bytes]] = (),
     language: str = "en",
 ) -> str:
@@ -44,9 +43,9 @@ def render_findings(
 
     Args:
         findings: Of a suite.
-        scores: Of each attack, by patient, for the curves.
         verdict: The gate's.
         facts: What the reader should know of the release, label to text, in this order.
+        statement: The privacy statement, where the release has one.
         pairs: Nearest (real, synthetic) PNGs.
         language: Of the sentences (``texts``); reasons stay as the gate gave them.
 
@@ -59,15 +58,14 @@ def render_findings(
     claim = None if findings.epsilon is None or findings.delta is None else (findings.epsilon, findings.delta)
     sentences = texts(language)
     groups = {str(sentences[name]): np.array(values) for name, values in findings.distances.model_dump().items()}
-    deciding = {attack.name for attack in findings.attacks if not attack.diagnostic}
+    curves = {a.name: roc(np.array(a.scores.members), np.array(a.scores.holdout)) for a in findings.attacks if not a.diagnostic}
     return environment.get_template("findings.html").render(
         found=findings,
         verdict=verdict,
         facts=facts,
+        statement=statement,
         factor=None if claim is None else promise_in_words(claim[0]),
-        roc=log_roc(
-            {name: roc(s.members, s.holdout) for name, s in scores.items() if name in deciding}, mu=None if claim is None else gdp_mu(*claim)
-        ),
+        roc=log_roc(curves, mu=None if claim is None else gdp_mu(*claim)),
         bars=_bars(findings, str(sentences["claimed"])),
         distances=histograms(groups),
         pairs=[tuple(data_url(png) for png in pair) for pair in pairs],

@@ -31,13 +31,15 @@ from math import isfinite, nan
 from typing import Literal
 
 from busgen_core.release import GateVerdict
-from busgen_privacy.audit import AttackResult, Audit, TravellingAttack, TravellingAudit
+from busgen_privacy.audit import TravellingAttack, TravellingAudit
 from busgen_privacy.dp.accounting import gdp_mu
+from busgen_privacy.findings import CopyFinding, Findings
 from busgen_privacy.leak import auc_chance, auc_of, hit_chance, hit_rate_of, mu_of
 from busgen_privacy.policy import GatePolicy
 from busgen_privacy.power import in_words, sight
 from busgen_privacy.statistics import ceiling_auc, holm
 
+DECIDING_ALARM = 0.05  # the hit rate that is tested: the smallest rate of false alarms that small hospitals can measure
 SLACK = 1e-6  # rounding of a ceiling on its way through JSON
 STAYS = (
     "This refusal is one bit that patients' own figures decided. It is outside epsilon: "
@@ -120,6 +122,35 @@ class Evidence:
     registered_copies: CopyFigures
     members: int
     holdout: int
+
+    @classmethod
+    def of(cls, findings: Findings) -> "Evidence":
+        """What counts of a suite's findings."""
+        attacks = tuple(
+            AttackFigures(
+                name=a.name,
+                kind=a.kind,
+                auc=a.auc,
+                members=a.members,
+                holdout=a.holdout,
+                hits=tuple((hit.fpr, hit.tpr) for hit in a.hits if hit.fpr == DECIDING_ALARM),
+                diagnostic=a.diagnostic,
+            )
+            for a in findings.attacks
+        )
+        return cls(
+            epsilon=findings.epsilon,
+            delta=findings.delta,
+            attacks=attacks,
+            near_copies=_figures(findings.near_copies),
+            registered_copies=_figures(findings.registered_copies),
+            members=findings.members,
+            holdout=findings.holdout,
+        )
+
+
+def _figures(found: CopyFinding) -> CopyFigures:
+    return CopyFigures(count=found.count, holdout_count=found.holdout_count, compared=found.compared, threshold=found.threshold)
 
 
 def judge(evidence: Evidence, policy: GatePolicy) -> GateVerdict:
@@ -226,31 +257,29 @@ def _held_out(holdout: int, policy: GatePolicy) -> Checked:
     return holdout >= floor, f"The holdout has {holdout} patients; an audit needs at least {floor} to say anything."
 
 
-def _named(attack: AttackFigures | AttackResult | TravellingAttack) -> str:
+def _named(attack: AttackFigures | TravellingAttack) -> str:
     return f"{attack.kind} attack '{attack.name[:60]}'"
 
 
-def decide(audit: Audit | TravellingAudit, policy: GatePolicy) -> GateVerdict:
-    """Judge an audit by its ceilings alone; ``judge`` asks more, and wants more findings.
+def decide(audit: Findings | TravellingAudit, policy: GatePolicy) -> GateVerdict:
+    """Judge an audit: the hospital its exact findings (``judge``), the hub the figures that travel.
 
-    The hospital judges its exact audit; the hub judges the travelling one again, as far as that can be done without
-    exact counts, and the verdict says what it rests on.
-
-    Guarantees: *release* only if at least one attack was run, no attack's interval lies wholly above the ceiling that
-    epsilon and delta allow, every figure is a number, and near copies and holdout keep within the policy. A verdict
-    of *release* proves nothing about attacks that were not run.
+    The hub judges as far as that can be done without exact counts, and the verdict says what it rests on: *release* only if no attack's
+    interval lies wholly above the ceiling that epsilon and delta allow, every figure is a number, and copies and holdout are said to
+    keep within the policy. A verdict of *release* proves nothing about attacks that were not run.
 
     Returns:
         *refuse* with every reason against; or *release* with everything that was checked.
     """
-    findings = list(_attacks(audit))
-    findings += _exact(audit, policy) if isinstance(audit, Audit) else _travelling(audit, policy)
+    if isinstance(audit, Findings):
+        return judge(Evidence.of(audit), policy)
+    findings = [*_attacks(audit), *_travelling(audit, policy)]
     if against := tuple(text for good, text in findings if not good):
         return GateVerdict(verdict="refuse", reasons=against)
     return GateVerdict(verdict="release", reasons=tuple(text for _, text in findings))
 
 
-def _attacks(audit: Audit | TravellingAudit) -> Iterator[Checked]:
+def _attacks(audit: TravellingAudit) -> Iterator[Checked]:
     """Whether each attack stays below the ceiling, computed here from epsilon and delta."""
     if not audit.attacks:
         yield False, "No attack was run, so nothing is known of what the release gives away."
@@ -265,7 +294,7 @@ def _attacks(audit: Audit | TravellingAudit) -> Iterator[Checked]:
         yield _judged(attack, allowed)
 
 
-def _judged(attack: AttackResult | TravellingAttack, allowed: float) -> Checked:
+def _judged(attack: TravellingAttack, allowed: float) -> Checked:
     name = _named(attack)
     figures = (attack.auc, attack.low, attack.high, attack.ceiling)
     if not all(isfinite(figure) for figure in figures) or not 0 <= attack.low <= attack.high <= 1:
@@ -278,14 +307,6 @@ def _judged(attack: AttackResult | TravellingAttack, allowed: float) -> Checked:
             f"the promise allows {attack.ceiling:.3f}. The promise is broken: look for the fault before anything else."
         )
     return True, f"The {name} reached AUC {attack.auc:.3f} ({attack.low:.3f} to {attack.high:.3f}); the promise allows {attack.ceiling:.3f}."
-
-
-def _exact(audit: Audit, policy: GatePolicy) -> Iterator[Checked]:
-    """What only the hospital can judge."""
-    near = audit.near_copies
-    text = f"{near.count} of {near.released} images compared are near copies of a member's image; {policy.near_copies} are allowed."
-    yield isfinite(near.threshold) and near.count <= policy.near_copies, text
-    yield _held_out(audit.holdout, policy)
 
 
 def _travelling(audit: TravellingAudit, policy: GatePolicy) -> Iterator[Checked]:

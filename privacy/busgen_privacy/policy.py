@@ -39,6 +39,8 @@ class GatePolicy(BaseModel):
     must_catch_auc: float = Field(default=MUST_CATCH_AUC, gt=0.5, le=1)
 
 
+CONSORTIUM_GATE = GatePolicy()  # the floor of every hospital's gate, and the hub's own
+
 # Which way each threshold is tightened.
 TIGHTER: Mapping[str, Literal["higher", "lower"]] = {
     "smallest_holdout": "higher",

@@ -11,9 +11,8 @@ from math import exp
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from busgen_core.errors import ConfigError
 from busgen_core.release import GateVerdict, PrivacyStatement
-from busgen_privacy.audit import AttackResult, Audit, TravellingAttack, TravellingAudit
+from busgen_privacy.audit import TravellingAudit
 
 LEFT, WIDTH, ROW = 150, 420, 30  # of the chart, in SVG units: names, axis, height of one attack
 NOT_TESTED = (
@@ -37,36 +36,27 @@ class _Bar:
 
 
 def render(
-    audit: Audit | TravellingAudit,
+    audit: TravellingAudit,
     *,
     verdict: GateVerdict,
     statement: PrivacyStatement,
     facts: Mapping[str, str],
-    curves: Mapping[str, Sequence[tuple[float, float]]] | None = None,
-    pairs: Sequence[tuple[bytes, bytes]] = (),
     not_tested: Sequence[str] = NOT_TESTED,
 ) -> str:
-    """The audit as one HTML file.
+    """The audit that travels as one HTML file; the hospital's own, with exact figures, is ``findings_report``.
 
     Args:
-        audit: The exact audit for the officer, or the one that travels.
+        audit: Noised figures and public constants.
+        verdict: The gate's, on these figures.
+        statement: What is promised.
         facts: What the reader should know of the release, label to text, in this order.
-        curves: ROC curves by attack as (false, true positive rate); exact, so only with the exact audit.
-        pairs: Nearest (real, synthetic) PNGs; real images, so only with the exact audit.
         not_tested: What nobody has tried.
-
-    Raises:
-        ConfigError: pairs or curves beside an audit that travels.
     """
-    stays = isinstance(audit, Audit)
-    if not stays and (pairs or curves):
-        raise ConfigError("an audit that travels carries no real images and no exact curves")
     environment = Environment(
         loader=PackageLoader("busgen_privacy"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     return environment.get_template("report.html").render(
         audit=audit,
-        stays=stays,
         verdict=verdict,
         statement=statement,
         facts=facts,
@@ -76,8 +66,6 @@ def render(
         left=LEFT,
         width=WIDTH,
         row=ROW,
-        curves={name: " ".join(f"{x * 100:.2f},{100 - y * 100:.2f}" for x, y in points) for name, points in (curves or {}).items()},
-        pairs=[tuple(data_url(png) for png in pair) for pair in pairs],
         not_tested=tuple(not_tested),
     )
 
@@ -97,11 +85,10 @@ def promise_in_words(epsilon: float) -> str:
     return f"{factor:.1f}"
 
 
-def _bars(audit: Audit | TravellingAudit) -> list[_Bar]:
-    attacks: tuple[AttackResult | TravellingAttack, ...] = audit.attacks
+def _bars(audit: TravellingAudit) -> list[_Bar]:
     return [
         _Bar(attack.name, ROW * number + ROW // 2, _x(attack.low), _x(attack.high), _x(attack.auc), _x(attack.ceiling))
-        for number, attack in enumerate(attacks)
+        for number, attack in enumerate(audit.attacks)
     ]
 
 

@@ -1,9 +1,9 @@
 """The standard suite: every attack on one release, ours or any other tool's, and what they found.
 
-Nothing here decides: ``gate.judge`` does, on ``evidence``. White-box attacks run where the adapted network is given.
+Nothing here decides: ``gate.judge`` does. White-box attacks run where the adapted network is given.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,8 +19,8 @@ from busgen_privacy.attacks.extraction import Extraction, extract
 from busgen_privacy.attacks.holdout_disclosure import holdout_disclosure
 from busgen_privacy.attacks.neighbours import nearest
 from busgen_privacy.cohort import Cohort
-from busgen_privacy.findings import AttackFinding, ClosestRecords, CopyFinding, Disclosure, Distances, Findings, Hits, Pair
-from busgen_privacy.gate import AttackFigures, CopyFigures, Evidence, granted_mu
+from busgen_privacy.findings import AttackFinding, ClosestRecords, CopyFinding, Disclosure, Distances, Findings, Hits, Pair, PatientScores
+from busgen_privacy.gate import DECIDING_ALARM, CopyFigures, Evidence, granted_mu
 from busgen_privacy.leak import auc_of, gaussian_epsilon
 from busgen_privacy.policy import GatePolicy
 from busgen_privacy.power import sight
@@ -29,8 +29,7 @@ from busgen_privacy.statistics import auc, auc_interval, ceiling_auc, ceiling_tp
 Frames = NDArray[np.uint8]
 Progress = Callable[[str, int, int], None]
 
-FALSE_ALARMS = (0.001, 0.01, 0.05)
-DECIDING_ALARM = 0.05  # the hit rate that the gate tests: the smallest rate that small hospitals can measure
+FALSE_ALARMS = (0.001, 0.01, DECIDING_ALARM)
 CLOSEST_PAIRS = 12
 AT_ONCE = 512  # images embedded at once
 
@@ -45,6 +44,7 @@ class Release:
         epsilon: Claim of composed Gaussian mechanisms; None for another or no claim.
         delta: Claim.
         access: The adapted network, where the attacker is given it; None where only images leave, or nothing was trained.
+        no_access: Why there is none, for the report.
     """
 
     images: Frames
@@ -52,14 +52,7 @@ class Release:
     epsilon: float | None = None
     delta: float | None = None
     access: Access | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Audited:
-    """Findings, and each attack's scores by patient for curves; exact, both."""
-
-    findings: Findings
-    scores: Mapping[str, MemberScores]
+    no_access: str = "no adapted network was given"
 
 
 def run(
@@ -73,7 +66,7 @@ def run(
     draws: int,
     seed: int,
     progress: Progress,
-) -> Audited:
+) -> Findings:
     """Attack a release with everything that applies.
 
     Args:
@@ -99,7 +92,7 @@ def run(
     told = holdout_disclosure(embedded.released, embedded.members, embedded.holdout, seed=seed)
     inside, outside = len(members.patient_rows()), len(holdout.patient_rows())
     judged = _Judged.of(release, described.values(), policy, members=inside, holdout=outside)
-    findings = Findings(
+    return Findings(
         epsilon=release.epsilon,
         delta=release.delta,
         attacks=tuple(_finding(attack, scores[name], release, judged, seed=seed) for name, attack in described.items()),
@@ -120,7 +113,6 @@ def run(
         duplicates=len(release.images) - len({image.tobytes() for image in release.images}),
         not_run=not_run,
     )
-    return Audited(findings=findings, scores=scores)
 
 
 def check(release: Release, members: Cohort, holdout: Cohort, public: Frames) -> None:
@@ -200,7 +192,7 @@ def _scores(
         for a in attacks
     }
     if release.access is None:
-        return scores, described, (*not_run, "White-box attacks: no adapted network was given.")
+        return scores, described, (*not_run, f"White-box attacks: {release.no_access}.")
     passes = whitebox.cost(draws)
     scores |= whitebox.run_all(
         release.access, members[0], holdout[0], draws=draws, seed=seed, progress=lambda d, of: progress("white-box attacks", d, of)
@@ -266,6 +258,7 @@ def _finding(attack: Described, scores: MemberScores, release: Release, judged: 
         epsilon_low=gaussian_epsilon(members, holdout, delta=release.delta or 1e-5),
         caught=sight(members=len(members), holdout=len(holdout), level=judged.level, tests=judged.tests, null=judged.null).auc,
         diagnostic=attack.diagnostic,
+        scores=PatientScores(members=tuple(members.tolist()), holdout=tuple(holdout.tolist())),
         members=len(members),
         holdout=len(holdout),
     )
@@ -293,32 +286,3 @@ def _registered(found: Extraction, compared: int) -> CopyFinding:
         Pair(released=int(i), member=int(near.row[i]), distance=max(0.0, float(near.distance[i])), mirrored=bool(near.mirrored[i])) for i in order
     )
     return CopyFinding(count=found.count, holdout_count=found.holdout_count, compared=compared, threshold=found.threshold, closest=pairs)
-
-
-def evidence(findings: Findings) -> Evidence:
-    """What the gate judges of the findings."""
-
-    def copies(found: CopyFinding) -> CopyFigures:
-        return CopyFigures(count=found.count, holdout_count=found.holdout_count, compared=found.compared, threshold=found.threshold)
-
-    attacks = tuple(
-        AttackFigures(
-            name=a.name,
-            kind=a.kind,
-            auc=a.auc,
-            members=a.members,
-            holdout=a.holdout,
-            hits=tuple((hit.fpr, hit.tpr) for hit in a.hits if hit.fpr == DECIDING_ALARM),
-            diagnostic=a.diagnostic,
-        )
-        for a in findings.attacks
-    )
-    return Evidence(
-        epsilon=findings.epsilon,
-        delta=findings.delta,
-        attacks=attacks,
-        near_copies=copies(findings.near_copies),
-        registered_copies=copies(findings.registered_copies),
-        members=findings.members,
-        holdout=findings.holdout,
-    )

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from busgen_client.planning import measured, plan_for, shares_of
-from busgen_core.errors import ConfigError
+from busgen_client.settings import load_settings
+from busgen_core.errors import ConfigError, PolicyError
 from busgen_privacy.dp.plan import AdaptationPlan
 from busgen_privacy.dp.planner import DPSGD_SHARE, Pace, seconds_of
 from tests.client.node import lay_out
@@ -61,6 +62,18 @@ def test_time_allowed_cuts_the_work(tmp_path: Path) -> None:
     assert fixed.dpsgd.patient_rate == whole.dpsgd.patient_rate
     with pytest.raises(ConfigError, match="would fit"):
         made(0.05 * needed)
+
+
+def test_the_officer_tightens_the_gate_and_never_loosens_it(tmp_path: Path) -> None:
+    """A tighter threshold in node.toml is taken; one looser than the consortium's stops the node at its start, by name."""
+    lay_out(tmp_path)
+    file = tmp_path / "node.toml"
+    plain = file.read_text()
+    file.write_text(plain + "\n[policy.gate]\nsmallest_holdout = 50\n")
+    assert load_settings(file).policy.gate.smallest_holdout == 50
+    file.write_text(plain + "\n[policy.gate]\nnear_copies = 1\n")
+    with pytest.raises(PolicyError, match="near_copies is 1"):
+        load_settings(file)
 
 
 @pytest.mark.parametrize("names", [("vote", "mean", "dp-sgd"), ("mean", "dp-sgd"), ("dp-sgd",), ("vote", "mean")], ids=str)

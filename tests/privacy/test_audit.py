@@ -6,77 +6,22 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from busgen_core.errors import GateRefusedError, InputError
-from busgen_privacy.audit import AttackResult, Audit, NearCopyResult, TravellingAudit, run_audit, travelling
-from busgen_privacy.cohort import Cohort
+from busgen_core.errors import GateRefusedError
+from busgen_privacy.audit import TravellingAudit, travelling
 from busgen_privacy.dp.noise import SecureGaussian, SeededGaussian
+from busgen_privacy.findings import Findings
 from busgen_privacy.policy import GatePolicy, Policy
 from busgen_privacy.statistics import auc
-from tests.privacy.small import cohort, small_foundation
+from tests.privacy.found import COPIES, attack, findings
 
 POLICY = Policy(lifetime_epsilon=8, campaign_epsilon=8, public_cohort=100, smallest_cohort=30, audit_noise=4.0, gate=GatePolicy(smallest_holdout=20))
-MEMBERS, HOLDOUT = cohort([1, 2, 1], prefix="m"), cohort([1, 1, 1], prefix="h", seed=900)
 
 
-def audit_of(*, value: float = 0.6, members: int = 33, holdout: int = 27, copies: int = 0) -> Audit:
-    def result(name: str, figure: float) -> AttackResult:
-        return AttackResult(
-            name=name, kind="white-box", auc=figure, low=0.4, high=0.8, ceiling=0.881, members=members, holdout=holdout, what="A question?"
-        )
-
-    return Audit(
-        epsilon=8,
-        delta=1e-5,
-        attacks=(result("loss", value), result("nearest", 0.5)),
-        near_copies=NearCopyResult(count=copies, holdout_count=0, threshold=0.1, released=50, closest=(), what="A question?"),
-        members=members,
-        holdout=holdout,
-        released=50,
-        draws=4,
-    )
-
-
-def run(members: Cohort = MEMBERS, holdout: Cohort = HOLDOUT) -> Audit:
-    foundation = small_foundation()
-    released = cohort([1] * 15, seed=4000).images
-    released[0] = members.images[1]
-    return run_audit(
-        foundation=foundation,
-        adapted=small_foundation(seed=1).network,
-        released=released,
-        members=members,
-        holdout=holdout,
-        epsilon=8,
-        delta=1e-5,
-        draws=2,
-        seed=1,
-        progress=lambda done, total: None,
-    )
-
-
-def test_an_audit_holds_every_finding() -> None:
-    """Both attacks with intervals and ceiling, the copy that was planted, the closest pairs first; it survives JSON."""
-    audit = run()
-    assert [(a.name, a.kind) for a in audit.attacks] == [("loss", "white-box"), ("nearest", "black-box")]
-    assert all(0 <= a.low <= a.auc <= a.high <= 1 and a.ceiling == pytest.approx(0.881, abs=1e-3) for a in audit.attacks)
-    assert (audit.members, audit.holdout, audit.released) == (3, 3, 15)
-    assert audit.near_copies.count == 1
-    assert (audit.near_copies.closest[0].released, audit.near_copies.closest[0].member) == (0, 1)
-    assert len(audit.near_copies.closest) == 12
-    assert Audit.model_validate_json(audit.model_dump_json()) == audit
-
-
-def test_a_patient_on_both_sides_is_refused() -> None:
-    """Members among the holdout would make the attack look weak; the error counts them and names no key."""
-    with pytest.raises(InputError, match="1 patients are members and holdout") as caught:
-        run(holdout=cohort([1, 1], prefix="m", seed=900).__class__(HOLDOUT.images, HOLDOUT.classes, HOLDOUT.boxes, ("m000", "h1", "h2")))
-    assert "m000" not in str(caught.value)
-
-
-def test_a_single_patient_is_no_audit() -> None:
-    """One patient on a side is refused."""
-    with pytest.raises(InputError, match="at least two"):
-        run(holdout=cohort([3], prefix="h", seed=900))
+def audit_of(*, value: float = 0.6, members: int = 33, holdout: int = 27, copies: int = 0) -> Findings:
+    """Findings of two deciding attacks and one diagnostic that is far above them."""
+    sizes = {"members": members, "holdout": holdout}
+    attacks = (attack("loss", auc=value, epsilon=8, **sizes), attack("nearest", auc=0.5, epsilon=8, **sizes))
+    return findings(*attacks, attack("closest-record", auc=0.99, epsilon=8, diagnostic=True, **sizes), epsilon=8, copies=copies, **sizes)
 
 
 def test_one_patient_moves_the_auc_by_at_most_one_over_the_floor() -> None:
@@ -146,3 +91,11 @@ def test_copies_travel_as_a_yes_or_no() -> None:
     """Of near copies only whether they stayed within the hospital's limit is told."""
     assert travelling(audit_of(copies=0), POLICY, SeededGaussian(1)).near_copies_within
     assert not travelling(audit_of(copies=1), POLICY, SeededGaussian(1)).near_copies_within
+    registered = audit_of().model_copy(update={"registered_copies": COPIES.model_copy(update={"count": 1})})
+    assert not travelling(registered, POLICY, SeededGaussian(1)).near_copies_within
+
+
+def test_without_a_claim_nothing_travels() -> None:
+    """What travels is held against a claim; findings without one are refused."""
+    with pytest.raises(GateRefusedError, match="no claim"):
+        travelling(findings(epsilon=None), POLICY, SeededGaussian(1))

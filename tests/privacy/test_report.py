@@ -5,10 +5,11 @@ from html.parser import HTMLParser
 
 import pytest
 
-from busgen_core.errors import ConfigError
 from busgen_core.release import GateVerdict
-from busgen_privacy.report import NOT_TESTED, promise_in_words, render
-from tests.privacy.test_gate import AUDIT, TRAVELS
+from busgen_privacy.findings_report import render_findings
+from busgen_privacy.report import promise_in_words, render
+from tests.privacy.found import attack, findings
+from tests.privacy.test_gate import TRAVELS
 from tests.releases import PRIVACY, synthetic_images
 
 GOOD = GateVerdict(verdict="release", reasons=("Attacks stayed below the ceiling.",))
@@ -44,16 +45,15 @@ class Outline(HTMLParser):
 
 def hospital() -> str:
     """The officer's version with everything in it."""
-    curve = {"loss": [(0.0, 0.0), (0.2, 0.4), (1.0, 1.0)]}
-    return render(AUDIT, verdict=BAD, statement=PRIVACY, facts=FACTS, curves=curve, pairs=[(PNGS[0], PNGS[1]), (PNGS[2], PNGS[3])])
+    return render_findings(findings(), verdict=BAD, statement=PRIVACY, facts=FACTS, pairs=[(PNGS[0], PNGS[1]), (PNGS[2], PNGS[3])])
 
 
 def test_verdict_and_reasons_come_first() -> None:
     """A reader meets the verdict and all its reasons before anything else of the audit."""
     words = Outline(hospital()).words
-    places = [words.index(text) for text in ("Refuse", *BAD.reasons, "cairo", PRIVACY.words, "What was measured", NOT_TESTED[0], "Appendix")]
+    places = [words.index(text) for text in ("Refuse", *BAD.reasons, "cairo", PRIVACY.words, "What was measured", "What was not tested", "Appendix")]
     assert places == sorted(places)
-    assert "Release" in Outline(render(AUDIT, verdict=GOOD, statement=PRIVACY, facts=FACTS)).words
+    assert "Release" in Outline(render_findings(findings(), verdict=GOOD, facts=FACTS)).words
 
 
 def test_the_file_needs_nothing_else() -> None:
@@ -71,37 +71,34 @@ def test_the_file_needs_nothing_else() -> None:
 def test_promise_and_measurement_stand_in_numbers() -> None:
     """Epsilon, delta, unit, each attack's AUC with interval and ceiling, and every mechanism are there."""
     words = Outline(hospital()).words
-    for text in ("3.5000", "1e-05", "patient; add or remove one", "33.1 times", "0.550", "0.480 to 0.990", "0.694", "dp-sgd", "7.04", "400"):
+    for text in ("1e-05", "20.1 times", "0.550", "0.480 – 0.620", "0.694", "dp-sgd", "7.04", "400", "0.72", "Accountant: max(PLD, PRV)"):
         assert text in words
 
 
 def test_what_travels_tells_nothing_exact() -> None:
-    """The travelling version has no pictures and no numbers of patients, and says so; with pairs it is refused."""
+    """The travelling version has no pictures and no numbers of patients: it cannot even be given any."""
     text = render(TRAVELS, verdict=GOOD, statement=PRIVACY, facts=FACTS)
     assert Outline(text).addresses == []
     assert "For the hospital alone" not in text
     assert "members," not in text
     assert "noise" in text
-    for private in ({"pairs": [(PNGS[0], PNGS[1])]}, {"curves": {"loss": [(0.0, 0.0)]}}):
-        with pytest.raises(ConfigError):
-            render(TRAVELS, verdict=GOOD, statement=PRIVACY, facts=FACTS, **private)
 
 
 def test_exact_version_says_that_it_stays() -> None:
     """The hospital's version warns that it must not leave, and shows the exact numbers."""
     words = Outline(hospital()).words
     assert "must not leave" in words
-    assert "80 members, 40 in the holdout" in words
+    assert "0 of 200 images" in words
 
 
 def test_texts_cannot_become_markup() -> None:
     """Facts, reasons and names are escaped."""
     evil = "<img src=x onerror=alert(1)>"
-    attack = AUDIT.attacks[0].model_copy(update={"name": evil, "what": evil})
     verdict = GateVerdict(verdict="release", reasons=(evil,))
-    text = render(
-        AUDIT.model_copy(update={"attacks": (attack,)}), verdict=verdict, statement=PRIVACY, facts={evil: evil}, curves={evil: []}, not_tested=[evil]
-    )
+    named = attack(evil, what=evil, source=evil)
+    text = render_findings(findings(named, not_run=(evil,)), verdict=verdict, statement=PRIVACY, facts={evil: evil})
+    travelling = TRAVELS.model_copy(update={"attacks": (TRAVELS.attacks[0].model_copy(update={"name": evil, "what": evil}),)})
+    text += render(travelling, verdict=verdict, statement=PRIVACY, facts={evil: evil}, not_tested=[evil])
     assert "<img" not in text
 
 

@@ -15,9 +15,9 @@ from busgen_core.phantom import simulate_batch
 from busgen_privacy.cohort import Cohort
 from busgen_privacy.findings import Findings
 from busgen_privacy.findings_report import render_findings
-from busgen_privacy.gate import judge
+from busgen_privacy.gate import decide
 from busgen_privacy.policy import GatePolicy
-from busgen_privacy.suite import Audited, Release, evidence, run
+from busgen_privacy.suite import Release, run
 from tests.privacy.test_report import Outline
 
 POLICY = GatePolicy()
@@ -43,7 +43,7 @@ def sides() -> tuple[Cohort, Cohort, NDArray[np.uint8], NDArray[np.uint8]]:
     return people(images[:40], "m"), people(images[40:80], "h"), images[80:140], images[140:]
 
 
-def audited(released: NDArray[np.uint8], **claim: float) -> Audited:
+def audited(released: NDArray[np.uint8], **claim: float) -> Findings:
     """The suite on a release of these images."""
     members, holdout, public, _ = sides()
     release = Release(images=released, **claim)  # type: ignore[arg-type]
@@ -51,13 +51,13 @@ def audited(released: NDArray[np.uint8], **claim: float) -> Audited:
 
 
 @cache
-def clean() -> Audited:
+def clean() -> Findings:
     """Findings on a release that nobody learnt."""
     return audited(sides()[3], epsilon=8.0, delta=1e-5)
 
 
 @cache
-def leaky() -> Audited:
+def leaky() -> Findings:
     """Findings on a release of which half are members' images, slightly changed."""
     released = sides()[3].copy()
     members = sides()[0].images
@@ -69,18 +69,18 @@ def leaky() -> Audited:
 
 def test_a_release_that_learnt_nobody_passes() -> None:
     """Phantoms that nobody's images were used for: no attack is significant, no copies, and the gate would release."""
-    verdict = judge(evidence(clean().findings), POLICY)
+    verdict = decide(clean(), POLICY)
     assert verdict.verdict == "release", verdict.reasons
-    assert clean().findings.registered_copies.count == 0
+    assert clean().registered_copies.count == 0
 
 
 def test_a_release_of_copies_is_refused_for_the_right_reasons() -> None:
     """Forty copies are counted before and after registration, attacks see members, and every reason is given."""
-    found = leaky().findings
+    found = leaky()
     assert found.near_copies.count == found.registered_copies.count == 40
     assert found.near_copies.holdout_count == 0
     assert {pair.member for pair in found.near_copies.closest} <= set(range(40))
-    verdict = judge(evidence(found), POLICY)
+    verdict = decide(found, POLICY)
     assert verdict.verdict == "refuse"
     words = " ".join(verdict.reasons)
     assert all(text in words for text in ("gan-leaks", "40 of 80", "gray map"))
@@ -89,20 +89,20 @@ def test_a_release_of_copies_is_refused_for_the_right_reasons() -> None:
 def test_findings_follow_the_published_schema() -> None:
     """docs/audit.schema.json is the schema of what is written, and findings read back as they were."""
     assert json.loads(SCHEMA.read_text()) == Findings.model_json_schema()
-    text = leaky().findings.model_dump_json()
-    assert Findings.model_validate_json(text) == leaky().findings
+    text = leaky().model_dump_json()
+    assert Findings.model_validate_json(text) == leaky()
 
 
 def test_the_report_says_first_what_the_gate_says() -> None:
     """Verdict and reasons first, then facts, attacks and copies; well-formed, nothing from elsewhere, and every attack is there."""
     found, pair = leaky(), (encode_png(sides()[0].images[0]), encode_png(sides()[3][0]))
-    verdict = judge(evidence(found.findings), POLICY)
-    text = render_findings(found.findings, found.scores, verdict=verdict, facts={"Release": "leaky"}, pairs=[pair])
+    verdict = decide(found, POLICY)
+    text = render_findings(found, verdict=verdict, facts={"Release": "leaky"}, pairs=[pair])
     outline = Outline(text)
     assert outline.open == []
     places = [outline.words.index(word) for word in ("must not leave", verdict.reasons[-1], "leaky", "no privacy promise", "What was not tested")]
     assert places == sorted(places)
-    assert all(attack.name in outline.words for attack in found.findings.attacks)
+    assert all(attack.name in outline.words for attack in found.attacks)
     assert all(address.startswith("data:image/png;base64,") for address in outline.addresses)
     assert len(outline.addresses) == 2
     assert "<script" not in text
@@ -110,8 +110,8 @@ def test_the_report_says_first_what_the_gate_says() -> None:
 
 def test_a_claim_has_its_own_words_and_curve() -> None:
     """With a claim the report shows it, its ceiling and its curve; without one it says that nothing was promised."""
-    verdict = judge(evidence(clean().findings), POLICY)
-    words = Outline(render_findings(clean().findings, clean().scores, verdict=verdict, facts={})).words
+    verdict = decide(clean(), POLICY)
+    words = Outline(render_findings(clean(), verdict=verdict, facts={})).words
     assert "3.0 thousand times" in words
     assert "the most that the promise allows" in words
     assert "no privacy promise" not in words

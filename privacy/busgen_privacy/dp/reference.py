@@ -51,12 +51,14 @@ class Reference:
         deep: Basis of the encoder's features.
         coarse: Basis of the 8 x 8 images.
         phi: float64 [styles, n, numbers], the foundation's images in every style.
+        images: The foundation's images themselves, uint8 [n, px, px]; audits calibrate on them.
         classes: Class index of each image, int [n].
     """
 
     deep: Basis
     coarse: Basis
     phi: Vectors
+    images: Frames
     classes: NDArray[np.int64]
 
     def measure(self, images: Frames) -> Vectors:
@@ -98,7 +100,7 @@ def reference_of(foundation: Foundation, folder: Path, *, progress: Callable[[in
 
 def _recipe(foundation: Foundation) -> str:
     styles = json.loads(canonical_json([[s.gamma, s.gain] for s in STYLES]))
-    return sha256_bytes(canonical_json([foundation.digest, PER_CLASS, SEED, DEEP, COARSE, SIDE, styles]))
+    return sha256_bytes(canonical_json(["with images", foundation.digest, PER_CLASS, SEED, DEEP, COARSE, SIDE, styles]))
 
 
 def _drawn(foundation: Foundation, progress: Callable[[int, int], None]) -> Reference:
@@ -119,7 +121,7 @@ def build(images: Frames, classes: NDArray[np.int64]) -> Reference:
     for style in STYLES:
         styled = restyle(images, style)
         phi.append(np.concatenate([deep(encoder(styled).astype(np.float64)), low(coarse(styled))], axis=1))
-    return Reference(deep=deep, coarse=low, phi=np.stack(phi), classes=classes.astype(np.int64))
+    return Reference(deep=deep, coarse=low, phi=np.stack(phi), images=images, classes=classes.astype(np.int64))
 
 
 def _basis(raw: Vectors, count: int) -> Basis:
@@ -132,7 +134,7 @@ def _basis(raw: Vectors, count: int) -> Basis:
 
 def _tensors(reference: Reference) -> dict[str, NDArray[np.generic]]:
     bases = {"deep": reference.deep, "coarse": reference.coarse}
-    flat: dict[str, NDArray[np.generic]] = {"phi": reference.phi, "classes": reference.classes}
+    flat: dict[str, NDArray[np.generic]] = {"phi": reference.phi, "images": reference.images, "classes": reference.classes}
     for name, basis in bases.items():
         flat |= {f"{name}.centre": basis.centre, f"{name}.axes": np.ascontiguousarray(basis.axes)}
     return flat
@@ -143,6 +145,7 @@ def _from_tensors(tensors: dict[str, NDArray[np.generic]]) -> Reference:
         return Basis(centre=np.asarray(tensors[f"{name}.centre"], np.float64), axes=np.asarray(tensors[f"{name}.axes"], np.float64))
 
     phi, classes = np.asarray(tensors["phi"], np.float64), np.asarray(tensors["classes"], np.int64)
-    if phi.shape != (len(STYLES), len(classes), NUMBERS):
+    images = np.asarray(tensors["images"], np.uint8)
+    if phi.shape != (len(STYLES), len(classes), NUMBERS) or images.ndim != 3 or len(images) != len(classes):
         raise ValueError("shape")
-    return Reference(deep=basis("deep"), coarse=basis("coarse"), phi=phi, classes=classes)
+    return Reference(deep=basis("deep"), coarse=basis("coarse"), phi=phi, images=images, classes=classes)

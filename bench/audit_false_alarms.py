@@ -1,0 +1,98 @@
+"""Does the gate cry wolf? Twenty releases whose members and holdout are exchangeable: nothing was learnt of anybody.
+
+For each seed a hospital's patients (both roles) are split anew at random, 60 % members; the release is 400 images of the foundation, in styles
+drawn at random. White-box attacks get a network that was fine-tuned, without privacy, on ``public`` alone: it learnt, but nobody here. They see
+at most MOST patients of each side, black-box attacks all. Every release claims epsilon 8.
+
+Expected before measuring: no more than one refusal in twenty; none by copies. A split by ``role`` is not used: it was made once, so it is one
+draw of chance, not twenty.
+"""
+
+import os
+import sys
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from scipy.stats import beta
+from tqdm import tqdm
+
+from bench.adaptation import DELTA, fine_tuned, pool, shipped
+from bench.audit_power import DRAWS, GATE, WORK, everybody, kept
+from bench.foundation import HOSPITALS
+from bench.rows import SHARED, row, write
+from busgen_core.styles import STYLES, restyle
+from busgen_privacy.attacks.base import Access
+from busgen_privacy.dp.dpsgd import contiguous
+from busgen_privacy.findings import Findings
+from busgen_privacy.folders import read_people
+from busgen_privacy.gate import decide
+from busgen_privacy.suite import Release, run
+
+SEEDS, IMAGES, MOST = int(os.environ.get("BUSGEN_BENCH_SEEDS", "20")), 400, 60
+
+
+def public_network() -> torch.nn.Module:
+    """The foundation after a non-private fine-tune on public images; made once."""
+    file, network = WORK / "public.safetensors", contiguous(shipped().network)
+    if not file.exists():
+        people = read_people(str(SHARED / "public"))
+        save_file({name: value.contiguous() for name, value in fine_tuned(people, 0).state_dict().items()}, file)
+    network.load_state_dict(load_file(file))
+    return network.eval().requires_grad_(False)
+
+
+def findings(seed: int) -> Findings:
+    """The suite on one release that learnt nothing; kept."""
+    file = WORK / f"alarm-{seed}.json"
+    if file.exists():
+        return Findings.model_validate_json(file.read_text())
+    people, rng = everybody(HOSPITALS[seed % len(HOSPITALS)]), np.random.default_rng((seed, 9))
+    keys = rng.permutation(list(people.patient_rows())).tolist()
+    cut = int(0.6 * len(keys))
+    inside, outside = keys[:cut][: MOST * 3], keys[cut:][: MOST * 3]
+    images = pool(seed % 2)[0]
+    rows, styles = rng.choice(len(images), IMAGES, replace=False), rng.integers(len(STYLES), size=IMAGES)
+    released = np.stack([restyle(images[r][None], STYLES[s])[0] for r, s in zip(rows, styles, strict=True)])
+    public = read_people(str(SHARED / "public"))
+    access = Access(adapted=public_network(), reference=shipped().network, scheduler=shipped().scheduler)  # type: ignore[arg-type]
+    found = run(
+        Release(images=released, epsilon=8.0, delta=DELTA, access=access),
+        kept(people, set(inside[:MOST])),
+        kept(people, set(outside[:MOST])),
+        public.images,
+        groups=public.patients,
+        policy=GATE,
+        draws=DRAWS,
+        seed=seed,
+        progress=lambda *_: None,
+    )
+    file.write_text(found.model_dump_json())
+    return found
+
+
+def main() -> None:
+    """Measure and write ``bench/results/audit_false_alarms.json``."""
+    WORK.mkdir(parents=True, exist_ok=True)
+    refused, copies, largest, reasons = 0, 0, [], []
+    for seed in tqdm(range(SEEDS), desc="releases", unit="release"):
+        found = findings(seed)
+        verdict = decide(found, GATE)
+        refused += verdict.verdict == "refuse"
+        copies += found.near_copies.count + found.registered_copies.count
+        largest.append(max(attack.auc for attack in found.attacks if not attack.diagnostic))
+        reasons += verdict.reasons if verdict.verdict == "refuse" else ()
+    low, high = beta.ppf(0.025, refused, SEEDS - refused + 1), beta.ppf(0.975, refused + 1, SEEDS - refused)
+    bounds = {"low": float(np.nan_to_num(low)), "high": float(np.nan_to_num(high, nan=1.0))}
+    share = refused / SEEDS
+    rows = [
+        row("releases that learnt nothing and were refused", share, "share", **bounds, goal="<= .05", met=share <= 0.05, seeds=SEEDS),
+        row("images counted as copies, all releases", copies, "images", goal="0", met=copies == 0, seeds=SEEDS),
+        row("largest AUC of a release's attacks, mean (range)", float(np.mean(largest)), "AUC", low=min(largest), high=max(largest), seeds=SEEDS),
+    ]
+    print(*reasons, sep="\n")
+    write("audit_false_alarms", rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -23,12 +23,15 @@ $(VENV)/.installed: constraints.txt requirements-dev.txt busgen_core/pyproject.t
 		--editable "busgen_core[train]" --editable privacy --editable client --editable server
 	touch $@
 
-# What tests need beside Python packages: a browser, for the dashboard's own test.
+# What tests need beside Python packages: a browser, for the pages; a PACS with DICOMweb, for intake (the tests start their own).
+SYSTEM_FILES := /usr/bin/chromium /usr/sbin/Orthanc /usr/share/orthanc/plugins/libOrthancDicomWeb.so
+SYSTEM_PACKAGES := chromium orthanc orthanc-dicomweb
+
 system-packages:
-	@if ! command -v chromium > /dev/null; then \
+	@if ! ls $(SYSTEM_FILES) > /dev/null 2>&1; then \
 		if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
-			apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium > /dev/null; \
-		else echo "The tests need Chromium: run 'sudo apt-get install chromium'"; exit 1; fi; fi
+			apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(SYSTEM_PACKAGES) > /dev/null; \
+		else echo "The tests need these packages: run 'sudo apt-get install $(SYSTEM_PACKAGES)'"; exit 1; fi; fi
 
 demo: install
 	$(BIN)/python -m deploy.local.demo $(if $(IMAGES),--images $(IMAGES)) $(if $(STAY),--stay)

@@ -2,7 +2,8 @@
 
 For each seed a hospital's patients (both roles) are split anew at random, 60 % members; the release is 400 images of the foundation, in styles
 drawn at random. White-box attacks get a network that was fine-tuned, without privacy, on ``public`` alone: it learnt, but nobody here. They see
-at most MOST patients of each side, black-box attacks all. Every release claims epsilon 8.
+at most MOST patients of each side, black-box attacks all. Every release claims epsilon 8; the same findings are judged once more as if
+nothing were claimed, when the gate grants nothing at all.
 
 Expected before measuring: no more than one refusal in twenty; none by copies. A split by ``role`` is not used: it was made once, so it is one
 draw of chance, not twenty.
@@ -14,7 +15,6 @@ import sys
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from scipy.stats import beta
 from tqdm import tqdm
 
 from bench.adaptation import DELTA, fine_tuned, pool, shipped
@@ -27,6 +27,7 @@ from busgen_privacy.dp.dpsgd import contiguous
 from busgen_privacy.findings import Findings
 from busgen_privacy.folders import read_people
 from busgen_privacy.gate import decide
+from busgen_privacy.statistics import share_bounds
 from busgen_privacy.suite import Release, run
 
 SEEDS, IMAGES, MOST = int(os.environ.get("BUSGEN_BENCH_SEEDS", "20")), 400, 60
@@ -71,26 +72,33 @@ def findings(seed: int) -> Findings:
     return found
 
 
+def refusals(claimed: bool) -> tuple[list[bool], list[str]]:
+    """Whether each release is refused, with its claim or as if it had none; and the reasons."""
+    refused, reasons = [], []
+    for seed in range(SEEDS):
+        found = findings(seed)
+        verdict = decide(found if claimed else found.model_copy(update={"epsilon": None, "delta": None}), GATE)
+        refused.append(verdict.verdict == "refuse")
+        reasons += [f"release {seed}: {reason}" for reason in verdict.reasons] if refused[-1] else []
+    return refused, reasons
+
+
 def main() -> None:
     """Measure and write ``bench/results/audit_false_alarms.json``."""
     WORK.mkdir(parents=True, exist_ok=True)
-    refused, copies, largest, reasons = 0, 0, [], []
-    for seed in tqdm(range(SEEDS), desc="releases", unit="release"):
-        found = findings(seed)
-        verdict = decide(found, GATE)
-        refused += verdict.verdict == "refuse"
-        copies += found.near_copies.count + found.registered_copies.count
-        largest.append(max(attack.auc for attack in found.attacks if not attack.diagnostic))
-        reasons += verdict.reasons if verdict.verdict == "refuse" else ()
-    low, high = beta.ppf(0.025, refused, SEEDS - refused + 1), beta.ppf(0.975, refused + 1, SEEDS - refused)
-    bounds = {"low": float(np.nan_to_num(low)), "high": float(np.nan_to_num(high, nan=1.0))}
-    share = refused / SEEDS
-    rows = [
-        row("releases that learnt nothing and were refused", share, "share", **bounds, goal="<= .05", met=share <= 0.05, seeds=SEEDS),
+    every, rows = [findings(seed) for seed in tqdm(range(SEEDS), desc="releases", unit="release")], []
+    for claimed, name in ((True, "claiming epsilon 8"), (False, "claiming nothing")):
+        refused, reasons = refusals(claimed)
+        share, (low, high) = float(np.mean(refused)), map(float, share_bounds(sum(refused), SEEDS, alarm=0.025))
+        told = f"releases that learnt nothing and were refused, {name}"
+        rows.append(row(told, share, "share", low=low, high=high, goal="<= .05", met=share <= 0.05, seeds=SEEDS))
+        print(name, *reasons, sep="\n  ")
+    copies = sum(found.near_copies.count + found.registered_copies.count for found in every)
+    largest = [max(attack.auc for attack in found.attacks if not attack.diagnostic) for found in every]
+    rows += [
         row("images counted as copies, all releases", copies, "images", goal="0", met=copies == 0, seeds=SEEDS),
         row("largest AUC of a release's attacks, mean (range)", float(np.mean(largest)), "AUC", low=min(largest), high=max(largest), seeds=SEEDS),
     ]
-    print(*reasons, sep="\n")
     write("audit_false_alarms", rows)
 
 

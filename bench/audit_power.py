@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
-from scipy.stats import beta
 from tqdm import tqdm
 
 from bench.adaptation import CANDIDATES, DELTA, LESIONS, looked, members, policy, pool, reference, shipped
@@ -43,6 +42,7 @@ from busgen_privacy.folders import read_people
 from busgen_privacy.gate import decide
 from busgen_privacy.policy import GatePolicy
 from busgen_privacy.selection import choose, pool_weights
+from busgen_privacy.statistics import share_bounds
 from busgen_privacy.suite import Release, run
 
 WORK = Path(os.environ.get("BUSGEN_BENCH_WORK", ROOT / "bench" / "work")) / "audit_power"
@@ -163,10 +163,9 @@ def planted() -> Iterator[dict[str, object]]:
     for kind, (copies, least) in kinds.items():
         found = extract(np.concatenate([clean, copies]), inside, outside)
         caught = int((found.members.distance[len(clean) :] < found.threshold).sum())
-        low, high = beta.ppf(0.025, caught, len(copies) - caught + 1), beta.ppf(0.975, caught + 1, len(copies) - caught)
+        low, high = map(float, share_bounds(caught, len(copies), alarm=0.025))
         share = caught / len(copies)
-        bounds = {"low": float(np.nan_to_num(low)), "high": float(np.nan_to_num(high, nan=1.0))}
-        yield row(f"planted copies found, {kind}, of {len(copies)}", share, "share", **bounds, goal=f">= {least:g}", met=share >= least)
+        yield row(f"planted copies found, {kind}, of {len(copies)}", share, "share", low=low, high=high, goal=f">= {least:g}", met=share >= least)
         alarms = int((found.members.distance[: len(clean)] < found.threshold).sum())
         yield row(f"false alarms among {len(clean)} images of the foundation, beside {kind}", alarms, "images", goal="0", met=alarms == 0)
 

@@ -16,12 +16,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-from scipy.stats import beta
 from tqdm import tqdm
 
 from bench.rows import RESULTS, row, write
 from busgen_core.errors import WatchdogError
 from busgen_privacy.dp.canaries import Rehearsal, epsilon_bounds, examine, judge
+from busgen_privacy.statistics import share_bounds
 from tests.privacy.rehearsal import BUGS, CROWDS, Bug, ideal, rehearsal_plan, rehearse, rehearse_both
 
 SEEDS = int(os.environ.get("BUSGEN_BENCH_SEEDS", "20"))  # rehearsals of each bug; twice as many of right code
@@ -38,13 +38,6 @@ class Verdict:
     accused_by: tuple[str, ...]
     normal: float
     certified: float
-
-
-def interval(hits: int, tries: int) -> tuple[float, float]:
-    """95 % interval of a share (Clopper & Pearson 1934)."""
-    low = beta.ppf(0.025, hits, tries - hits + 1) if hits else 0.0
-    high = beta.ppf(0.975, hits + 1, tries - hits) if hits < tries else 1.0
-    return float(low), float(high)
 
 
 def verdict(runs: Sequence[Rehearsal]) -> Verdict:
@@ -83,7 +76,7 @@ def shares(name: str, verdicts: Sequence[Verdict], stopped: int, *, seconds: flo
     counts = {way: sum(map(counted, verdicts)) for way, counted in ways.items()} | {"watchdog": stopped}
     found = []
     for way, hits in counts.items():
-        low, high = interval(hits, tries)
+        low, high = map(float, share_bounds(hits, tries, alarm=0.025))
         judged = {"goal": "none" if name == RIGHT else "all", "met": hits == (0 if name == RIGHT else tries)} if way == "audit" else {}
         found.append(row(f"{name}: accused by the {way}", hits / tries, "share", low=low, high=high, seeds=tries, seconds=seconds, **judged))  # type: ignore[arg-type]
     return found
@@ -106,7 +99,7 @@ def on_paper() -> dict[str, object]:
     plan = rehearsal_plan()
     seeds = tqdm(range(IDEALS), desc="mechanism on paper")
     hits = sum(bool(judge([ideal(plan, seed=len(CROWDS) * seed + i, canaries=256) for i in range(len(CROWDS))])) for seed in seeds)
-    low, high = interval(hits, IDEALS)
+    low, high = map(float, share_bounds(hits, IDEALS, alarm=0.025))
     name, seconds = "mechanism on paper: accused by the audit", time.process_time() - began
     return row(name, hits / IDEALS, "share", low=low, high=high, goal="<= .01", met=low <= 0.01, seeds=IDEALS, seconds=seconds)
 

@@ -14,7 +14,6 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 from itertools import count
 
 import numpy as np
@@ -35,7 +34,7 @@ from busgen_core.generator import Generator
 from busgen_core.labels import Pathology
 from busgen_privacy.cohort import Cohort
 from busgen_privacy.denoising import patient_losses, sigmas_at
-from busgen_privacy.dp.dpsgd import PatientOptimizer, contiguous, patient_gradient, trainable
+from busgen_privacy.dp.dpsgd import PatientOptimizer, contiguous, gradients_of, trainable
 from busgen_privacy.dp.noise import SecureGaussian
 from busgen_privacy.dp.plan import SUBSET_SIZE, DpSgdPlan, Subset
 from busgen_privacy.dp.watchdog import Watchdog
@@ -110,11 +109,10 @@ def ours(foundation: Foundation, cohort: Cohort, subset: Subset, clock: dict[str
     optimizer = PatientOptimizer(trainable(network, subset), plan, Watchdog(plan=plan, patients=PATIENTS), source)
     optimizer.add_noise = timed(optimizer.add_noise, "noise", clock)  # type: ignore[method-assign]
     finish = timed(optimizer.step_patients, "optimizer", clock)
-    take, patients, numbers = partial(patient_gradient, network, foundation.scheduler, cohort), cohort.patient_rows(), count()
+    patients, numbers = list(cohort.patient_rows().items()), count()
 
     def step() -> None:
-        number = next(numbers)
-        finish([take(rows, plan, patient=key, step=number) for key, rows in patients.items()], source)
+        finish(gradients_of(network, foundation.scheduler, cohort, patients, plan, step=next(numbers)), source)
 
     return step
 

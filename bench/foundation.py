@@ -31,7 +31,7 @@ from busgen_core.foundation import Foundation, load_foundation
 from busgen_core.generator import Generator, Shape, build_network
 from busgen_core.labels import Pathology
 from busgen_core.quality.compare import Encoder, compare
-from busgen_core.sampling import SamplePlan, draw, requests
+from busgen_core.sampling import SamplePlan, plan_images, progress_of
 from busgen_core.scores import auc
 from busgen_server.trainer import EPOCHS
 
@@ -75,13 +75,8 @@ def generated(
 ) -> tuple[Images, list[Pathology]]:
     """``per_class`` images of each class."""
     plan = SamplePlan(seed=seed, counts=dict.fromkeys(classes, per_class))
-    wanted = requests(plan, foundation)
-    found = [
-        image
-        for i in tqdm(range(0, len(wanted), 32), desc="samples", unit="batch")
-        for image in draw(foundation, wanted[i : i + 32], network=network)
-    ]
-    return np.stack([e.image for e in found]), plan.pathologies
+    with tqdm(total=len(plan.pathologies), desc="samples", unit="image") as bar:
+        return plan_images(foundation, plan, network=network, progress=progress_of(bar)), plan.pathologies
 
 
 def scored(images: Images, labels: Sequence[Pathology], tests: Mapping[str, Holdout], *, name: str) -> dict[str, NDArray[np.float64]]:

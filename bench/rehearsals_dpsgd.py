@@ -23,11 +23,10 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from bench.adaptation import shipped
 from bench.rows import ROOT, SHARED, row, write
-from busgen_core.cli import SHIPPED
 from busgen_core.corpus import public_examples, read_table
 from busgen_core.files import write_whole
-from busgen_core.foundation import load_foundation
 from busgen_core.generator import Generator
 from busgen_core.labels import Pathology
 from busgen_privacy.cohort import Cohort
@@ -93,14 +92,14 @@ def held_out_losses(network: Generator) -> NDArray[np.float32]:
             rows = list(range(start, min(start + 16, len(cohort))))
             noise = torch.from_numpy(rng.standard_normal((len(rows), network.fold**2, network.side, network.side), dtype=np.float32))
             sigmas = sigmas_at((np.array(rows) * 0.6180339887) % 1)  # golden ratio: evenly spread
-            found.append(patient_losses([network], load_foundation(SHIPPED).scheduler, cohort, rows, noise=noise, sigmas=sigmas)[0].numpy())
+            found.append(patient_losses([network], shipped().scheduler, cohort, rows, noise=noise, sigmas=sigmas)[0].numpy())
     return np.concatenate(found)
 
 
 def measure(cell: Cell) -> None:
     """Run a cell; keeps the mean change of the held-out loss and its standard error by image."""
     torch.set_num_threads(1)
-    foundation = load_foundation(SHIPPED)
+    foundation = shipped()
     mechanics = Mechanics(steps=STEPS, patient_rate=RATE, draws=1, subset=cell.subset)
     plan = split({"dp-sgd": 1.0}, policy=POLICY, epsilon=cell.epsilon, delta=DELTA, mechanics=mechanics).dpsgd
     assert plan is not None

@@ -1,6 +1,5 @@
 """What a foundation is trained on: public images in a folder with a table, and phantoms; both become shards, a folder a class."""
 
-import csv
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -13,12 +12,13 @@ from PIL import Image as PillowImage
 from tqdm import tqdm
 
 from busgen_core.conditions import Condition
-from busgen_core.errors import ConfigError, CorruptImageError, TableError
+from busgen_core.errors import ConfigError, CorruptImageError
 from busgen_core.files import write_whole
 from busgen_core.images import Box, mask_box, resize_gray
 from busgen_core.labels import Pathology, parse_birads, parse_pathology
 from busgen_core.phantom import simulate_batch
 from busgen_core.shards import Example, write_shards
+from busgen_core.tables import whole_rows
 
 COLUMNS = ("file", "mask_file", "pathology")
 SMALLEST_VIEW = 0.8  # share of a frame's width and height that a random view of it keeps, at least
@@ -104,16 +104,9 @@ def read_table(folder: Path) -> list[dict[str, str]]:
     """Rows of ``folder/images.csv``.
 
     Raises:
-        TableError: it is missing, empty, or lacks a column.
+        TableError: it is missing, empty or torn, or lacks a column.
     """
-    table = folder / "images.csv"
-    if not table.is_file():
-        raise TableError(f"{table.name} is not in the public folder; give the folder that holds it")
-    with table.open(newline="", encoding="utf-8") as stream:
-        rows = list(csv.DictReader(stream))
-    if not rows or not set(COLUMNS) <= rows[0].keys():
-        raise TableError(f"{table.name} is empty or lacks one of the columns {', '.join(COLUMNS)}")
-    return rows
+    return whole_rows(folder / "images.csv", required=COLUMNS)
 
 
 def _frames(folder: Path, row: Mapping[str, str], number: int) -> list[tuple[Gray, Condition]]:

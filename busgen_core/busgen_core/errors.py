@@ -21,6 +21,8 @@ BusgenError
 ├── LedgerError                 the ledger was edited, torn or is locked
 ├── WatchdogError               a privacy invariant broke while adapting
 ├── StateError                  a job or campaign is not in the state that this needs
+│   └── StorageKeyError
+├── SealError                   a stored file is not what was sealed
 ├── TransferError               bytes that arrived are not the bytes that were sent
 ├── UntrustedBundleError        a Flower bundle whose digest is not pinned
 ├── StorageFullError            no room on the disk; what was written before is whole
@@ -162,6 +164,18 @@ class StateError(BusgenError):
     """A job, campaign or installation is not in the state that this action needs."""
 
     code = "wrong-state"
+
+
+class StorageKeyError(StateError):
+    """A key of this installation is missing, can be read by others, or is another's; nothing was written."""
+
+    code = "storage-key"
+
+
+class SealError(BusgenError):
+    """A stored file is cut short, changed, or lies in another's place."""
+
+    code = "seal-broken"
 
 
 class TransferError(BusgenError):

@@ -1,7 +1,7 @@
 """Sampling: DPM-Solver++ with few evaluations, guidance, a seed for each image, and folders of samples that can be gone on with."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Never
@@ -9,6 +9,7 @@ from typing import Never
 import numpy as np
 import torch
 from diffusers import EDMDPMSolverMultistepScheduler
+from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
@@ -26,6 +27,8 @@ from busgen_core.tensors import to_bytes
 EVALUATIONS = 7  # the fewest whose KID lies in the interval of DDIM with 50: bench/sampling.py, docs/adr/0019
 OFFICIAL_EVALUATIONS, OFFICIAL_GUIDANCE = 50, 1.8  # as published: docs/adr/0010-official-network.md
 AT_ONCE = 32  # images in a batch: more are no faster on two cores
+
+Progress = Callable[[int, int], None]
 
 
 @torch.no_grad()
@@ -170,18 +173,58 @@ def requests(plan: SamplePlan, source: Foundation | OfficialFoundation) -> list[
 
 
 def draw(
-    foundation: Foundation, wanted: Sequence[Request], *, network: Generator | None = None, evaluations: int = EVALUATIONS, guidance: float = 0.0
+    foundation: Foundation,
+    wanted: Sequence[Request],
+    *,
+    network: Generator | None = None,
+    evaluations: int = EVALUATIONS,
+    guidance: float = 0.0,
+    progress: Progress | None = None,
 ) -> list[Example]:
-    """Draw the images of some requests, by the foundation's network or an adapted one; uint8 [px, px] each, with its condition and seed."""
+    """Draw the images of some requests, by the foundation's network or an adapted one; uint8 [px, px] each, with its condition and seed.
+
+    ``progress`` is called after each batch with (images drawn, images).
+    """
     network = network or foundation.network
+
+    def batch(conditions: list[Condition], seeds: list[int]) -> Tensor:
+        encoded = encode(conditions, devices=network.devices, side=network.side)
+        return sample(network, foundation.scheduler, encoded, seeds=seeds, evaluations=evaluations, guidance=guidance)
+
+    return _in_batches(wanted, batch, progress)
+
+
+def draw_official(
+    source: OfficialFoundation, wanted: Sequence[Request], *, evaluations: int, guidance: float, progress: Progress | None = None
+) -> list[Example]:
+    """:func:`draw` for the published network."""
+
+    def batch(conditions: list[Condition], seeds: list[int]) -> Tensor:
+        return sample_official(source.generator, conditions, seeds=seeds, evaluations=evaluations, guidance=guidance)
+
+    return _in_batches(wanted, batch, progress)
+
+
+def _in_batches(wanted: Sequence[Request], batch: Callable[[list[Condition], list[int]], Tensor], progress: Progress | None) -> list[Example]:
     found: list[Example] = []
     for start in range(0, len(wanted), AT_ONCE):
         part = wanted[start : start + AT_ONCE]
-        encoded = encode([r.condition for r in part], devices=network.devices, side=network.side)
-        seeds = [r.seed for r in part]
-        pixels = to_bytes(sample(network, foundation.scheduler, encoded, seeds=seeds, evaluations=evaluations, guidance=guidance))
+        pixels = to_bytes(batch([r.condition for r in part], [r.seed for r in part]))
         found += [Example(image, r.condition, r.seed) for image, r in zip(pixels, part, strict=True)]
+        if progress is not None:
+            progress(len(found), len(wanted))
     return found
+
+
+def plan_images(foundation: Foundation, plan: SamplePlan, *, network: Generator | None = None, progress: Progress | None = None) -> NDArray[np.uint8]:
+    """All images of a plan in memory, uint8 [n, px, px], in the order of ``plan.pathologies``; arguments as for :func:`draw`.
+
+    Raises:
+        LabelError: a device that the foundation does not know.
+    """
+    wanted = requests(plan, foundation)
+    drawn = draw(foundation, wanted, network=network, evaluations=plan.evaluations, guidance=plan.guidance, progress=progress)
+    return np.stack([example.image for example in drawn])
 
 
 def sample_folder(source: Foundation | OfficialFoundation, plan: SamplePlan, out: Path) -> int:
@@ -200,26 +243,26 @@ def sample_folder(source: Foundation | OfficialFoundation, plan: SamplePlan, out
     with tqdm(total=len(wanted), desc="samples", unit="image") as bar:
         for target, part in _shards(out, wanted, plan.shard_images):
             if not target.exists():
-                write_whole(target, shard_bytes(_drawn(source, part, plan, bar), size=source.image_px))
+                write_whole(target, shard_bytes(_drawn(source, part, plan, progress_of(bar)), size=source.image_px))
             else:
                 bar.update(len(part))
     return len(wanted)
 
 
-def _drawn(source: Foundation | OfficialFoundation, part: Sequence[Request], plan: SamplePlan, bar: "tqdm[Never]") -> list[Example]:
-    kind = draw if isinstance(source, Foundation) else draw_official
-    found: list[Example] = []
-    for start in range(0, len(part), AT_ONCE):
-        found += kind(source, part[start : start + AT_ONCE], evaluations=plan.evaluations, guidance=plan.guidance)  # type: ignore[arg-type]
-        bar.update(len(part[start : start + AT_ONCE]))
-    return found
+def _drawn(source: Foundation | OfficialFoundation, part: Sequence[Request], plan: SamplePlan, progress: Progress) -> list[Example]:
+    if isinstance(source, OfficialFoundation):
+        return draw_official(source, part, evaluations=plan.evaluations, guidance=plan.guidance, progress=progress)
+    return draw(source, part, evaluations=plan.evaluations, guidance=plan.guidance, progress=progress)
 
 
-def draw_official(source: OfficialFoundation, wanted: Sequence[Request], *, evaluations: int, guidance: float) -> list[Example]:
-    """:func:`draw` for the published network."""
-    conditions, seeds = [r.condition for r in wanted], [r.seed for r in wanted]
-    pixels = to_bytes(sample_official(source.generator, conditions, seeds=seeds, evaluations=evaluations, guidance=guidance))
-    return [Example(image, r.condition, r.seed) for image, r in zip(pixels, wanted, strict=True)]
+def progress_of(bar: "tqdm[Never]") -> Progress:
+    """Progress of one piece of work as steps of a bar that may hold more."""
+    begun = bar.n
+
+    def show(done: int, _of: int) -> None:
+        bar.update(begun + done - bar.n)
+
+    return show
 
 
 def _shards(out: Path, wanted: Sequence[Request], size: int) -> Iterator[tuple[Path, Sequence[Request]]]:

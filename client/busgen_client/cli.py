@@ -1,6 +1,5 @@
 """The command ``busgen-node``. Exit status: 0 done, 1 refused or invalid, 2 wrong usage."""
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -9,12 +8,15 @@ import tomli_w
 import typer
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from busgen_client.cli_cohort import cohort_app
+from busgen_client.cli_console import console_app
+from busgen_client.cli_intake import intake_app
 from busgen_client.cli_options import NODE_TOML, AsJson, Config
 from busgen_client.cli_privacy import consent_app, ledger_app
-from busgen_client.cohort import CohortStore
+from busgen_client.cli_quarantine import quarantine_app
+from busgen_client.cohort import CohortStore, open_cohort
 from busgen_client.database import open_store
 from busgen_client.doctor import examine
-from busgen_client.intake.findings import IntakeResult
 from busgen_client.jobs import JobStore
 from busgen_client.keys import create_keys, flower_key_file, join_request
 from busgen_client.protocol import decide, job_folder
@@ -25,10 +27,18 @@ from busgen_core.supervise import Program, environment, supervise
 from busgen_core.wire import Digest, JobState
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="A hospital's node.")
-intake_app = typer.Typer(no_args_is_help=True, help="Take images in.")
 jobs_app = typer.Typer(no_args_is_help=True, help="Campaigns and what became of them.")
 review_app = typer.Typer(no_args_is_help=True, help="The privacy officer's part.")
-for name, sub in {"intake": intake_app, "jobs": jobs_app, "review": review_app, "ledger": ledger_app, "consent": consent_app}.items():
+for name, sub in {
+    "intake": intake_app,
+    "quarantine": quarantine_app,
+    "console": console_app,
+    "cohort": cohort_app,
+    "jobs": jobs_app,
+    "review": review_app,
+    "ledger": ledger_app,
+    "consent": consent_app,
+}.items():
     app.add_typer(sub, name=name)
 
 PassphraseFile = Annotated[Path, typer.Option(help="File that holds the officer's passphrase; its last line break is not part of it.")]
@@ -79,7 +89,7 @@ def join(
 
 @app.command()
 def start(config: Config = NODE_TOML) -> None:
-    """Run the node until it is told to stop: worker and SuperNode, restarted when they end.
+    """Run the node until it is told to stop: worker and SuperNode, receiver and console if they are switched on; restarted when they end.
 
     Exit status: 0 stopped, 1 refused or invalid, 2 wrong usage.
     """
@@ -92,13 +102,15 @@ def start(config: Config = NODE_TOML) -> None:
     env = environment({CONFIG_VARIABLE: str(config.absolute()), "FLWR_HOME": str((settings.data / "flower").absolute())})
     if settings.adapt.threads:
         env |= {"OMP_NUM_THREADS": str(settings.adapt.threads), "MKL_NUM_THREADS": str(settings.adapt.threads)}
-    supervise(
-        [
-            Program(name="worker", command=[sys.executable, "-m", "busgen_client.worker"], log_file=logs / "worker.log"),
-            Program(name="supernode", command=supernode_command(settings), log_file=logs / "supernode.log"),
-        ],
-        env=env,
-    )
+    programs = [
+        Program(name="worker", command=[sys.executable, "-m", "busgen_client.worker"], log_file=logs / "worker.log"),
+        Program(name="supernode", command=supernode_command(settings), log_file=logs / "supernode.log"),
+    ]
+    if settings.pacs.receive:
+        programs.append(Program(name="receiver", command=["busgen-node", "intake", "receive", "--json"], log_file=logs / "receiver.log"))
+    if settings.console.serve:
+        programs.append(Program(name="console", command=["busgen-node", "console", "serve"], log_file=logs / "console.log"))
+    supervise(programs, env=env)
 
 
 def supernode_command(settings: NodeSettings) -> list[str]:
@@ -110,35 +122,6 @@ def supernode_command(settings: NodeSettings) -> list[str]:
         *("--host", "127.0.0.1", "--port", str(settings.runtime_port)),
         *("--auth-supernode-private-key", str(flower_key_file(settings.data).absolute())),
     ]
-
-
-@intake_app.command("table")
-def intake_table_command(
-    folder: Annotated[Path, typer.Argument(help="Folder with images.csv.")], config: Config = NODE_TOML, as_json: AsJson = False
-) -> None:
-    """Take in an image folder with a CSV of labels.
-
-    Exit status: 0 done (some may be in quarantine), 1 the table cannot be read, 2 wrong usage.
-    """
-    from busgen_client.intake.table import intake_table
-
-    _report_intake(intake_table(_cohort(config), folder, progress=not as_json), as_json)
-
-
-@intake_app.command("dicom")
-def intake_dicom_command(
-    folder: Annotated[Path, typer.Argument(help="Folder of DICOM files, searched below too.")],
-    labels: Annotated[Path | None, typer.Option(help="CSV of labels by SOP Instance UID.")] = None,
-    config: Config = NODE_TOML,
-    as_json: AsJson = False,
-) -> None:
-    """Take in DICOM files: de-identified, checked, split by patient.
-
-    Exit status: 0 done (some may be in quarantine), 1 refused or invalid, 2 wrong usage.
-    """
-    from busgen_client.intake.dicom import intake_dicom
-
-    _report_intake(intake_dicom(_cohort(config), folder, labels, progress=not as_json), as_json)
 
 
 @jobs_app.command("list")
@@ -268,17 +251,11 @@ def read_passphrase(file: Path) -> bytes:
 
 
 def _cohort(config: Path) -> CohortStore:
-    settings = load_settings(config)
-    return CohortStore(open_store(settings.data), settings.data)
+    return open_cohort(load_settings(config))
 
 
 def _jobs(config: Path) -> JobStore:
     return JobStore(open_store(load_settings(config).data))
-
-
-def _report_intake(result: IntakeResult, as_json: bool) -> None:
-    counts = {"added": result.added, "duplicates": result.duplicates, "skipped": result.skipped, "quarantined": result.quarantined}
-    typer.echo(json.dumps(counts) if as_json else ", ".join(f"{key} {value}" for key, value in counts.items()))
 
 
 def main() -> None:

@@ -1,8 +1,13 @@
 """The node's cohort: de-identified frames in data/images, their rows in the node's store, and the patient-wise split.
 
-An image exists when its row does. The PNG is complete on disk (written aside, fsync, renamed) before the row commits, so a crash
+An image exists when its row does. Its file is complete on disk (written aside, fsync, renamed) before the row commits, so a crash
 leaves at most a file that no row names; ``CohortStore.intake`` sweeps those. Nothing of the patient is in a file name: patients and
-sources are known only by keyed digests (HMAC-SHA256) under data/secret.key, which never leaves the node.
+sources are known only by keyed digests (HMAC-SHA256) under data/secret.key, which never leaves the node. Where the site seals its files
+(``storage``), each image is sealed for its own id.
+
+A patient's role is drawn by a keyed digest of the patient alone. Balancing strata would make one patient's role depend on who else came, and
+"add or remove one patient" would then change more than one patient's part: epsilon would not hold as stated. The journal notes each role with
+its stratum (the worst class of the patient's first object), so that ``data_card`` can show how even the strata came out.
 """
 
 import fcntl
@@ -11,29 +16,48 @@ import hmac
 import json
 import os
 import uuid
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from sqlalchemy import Engine, delete, func, select
+from sqlalchemy import Engine, delete, func, select, update
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.orm import Session
 
-from busgen_client.cohort_rows import ImageRow, JournalRow, PatientRow, QuarantineRow, WithdrawnRow
+from busgen_client import patients
+from busgen_client.cohort_rows import ImageRow, JournalRow, ObjectRow, PatientRow, QuarantineRow, WithdrawnRow
+from busgen_client.database import open_store
+from busgen_client.storage import StorageSettings, Vault, create_once, secret_in, write_durably
 from busgen_core.digests import sha256_bytes
-from busgen_core.errors import CorruptImageError, InputError, StateError, UnavailableError
-from busgen_core.labels import Pathology
+from busgen_core.errors import CorruptImageError, InputError, SealError, StateError, StorageKeyError, UnavailableError
+from busgen_core.labels import Birads, Pathology
+from busgen_privacy.deidentify import BASIC, Choices
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from busgen_client.settings import NodeSettings
     from busgen_privacy.cohort import Cohort
 
-__all__ = ["Admission", "Box", "CohortStore", "CohortSummary", "ImageRow", "JournalRow", "NewImage", "PatientRow", "QuarantineRow", "Role"]
+__all__ = [
+    "Admission",
+    "Box",
+    "CohortStore",
+    "CohortSummary",
+    "ImageRow",
+    "JournalRow",
+    "NewImage",
+    "ObjectRow",
+    "Origin",
+    "PatientRow",
+    "QuarantineRow",
+    "Role",
+    "open_cohort",
+]
 
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1 as fractions of width and height
 Role = Literal["member", "holdout"]
@@ -42,6 +66,9 @@ ROLES: tuple[Role, ...] = ("member", "holdout")
 MEMBER_SHARE = 0.6  # of patients; the rest is set aside for audits and scores
 SMALLEST_CELL = 5  # patients; a cell with fewer is shown as suppressed
 SECRET_BYTES = 32  # HMAC-SHA256 wants a key as long as its output (RFC 2104, section 3)
+SEALED, PLAIN = ".sealed", ".png"  # suffixes of image files
+IMAGE = "image"  # the role that images are sealed for
+PLAIN_STORAGE = StorageSettings(key="none")
 
 
 class Admission(StrEnum):
@@ -51,6 +78,15 @@ class Admission(StrEnum):
     DUPLICATE = "duplicate"
     ROLE_CONFLICT = "role-conflict"
     WITHDRAWN = "withdrawn"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Origin:
+    """The DICOM object that images come from, by keyed digests: see ``ObjectRow``."""
+
+    object_key: str
+    pixels_key: str
+    frames_key: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,6 +101,9 @@ class NewImage:
         device: Scrubbed device model, or empty.
         source_key: Keyed digest of the source object; the same object twice has the same.
         role: Role fixed by the data set's authors, or None for the node's own split.
+        origin: The DICOM object that it comes from, if any.
+        birads: BI-RADS assessment, or None.
+        person: By what the patient is known again, if the source says more than an identifier.
     """
 
     gray: "NDArray[np.uint8]"
@@ -74,6 +113,9 @@ class NewImage:
     device: str
     source_key: str
     role: Role | None = None
+    origin: Origin | None = None
+    birads: Birads | None = None
+    person: patients.Person | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,18 +139,32 @@ class CohortStore:
     Args:
         engine: The node's store, as ``busgen_client.database.open_store`` opens it.
         data: The node's data folder; holds ``images/`` and ``secret.key``.
+        choices: What the site keeps of headers; for those who take images in.
+        vault: Seals and opens the image files; not given, files are written as they are.
+        mapping: The site's file of histologies; for those who take images in.
 
     Raises:
         StateError: the secret is missing, damaged, readable by others, or not the one this cohort was keyed with.
         UnavailableError: the store or the folder cannot be read or written.
     """
 
-    def __init__(self, engine: Engine, data: Path) -> None:
+    def __init__(self, engine: Engine, data: Path, choices: Choices = BASIC, vault: Vault | None = None, mapping: Path | None = None) -> None:
+        self.choices, self.mapping, self.vault = choices, mapping, vault or Vault(data, PLAIN_STORAGE)
         self._engine, self._data, self._folder = engine, data, data / "images"
         with _storage():
             self._folder.mkdir(parents=True, exist_ok=True)
             with Session(engine) as session:
                 self._secret = self._checked_secret(session)
+
+    @property
+    def engine(self) -> Engine:
+        """The node's store, for tables beside the cohort's."""
+        return self._engine
+
+    @property
+    def data(self) -> Path:
+        """The node's data folder, for files beside the cohort's."""
+        return self._data
 
     def _checked_secret(self, session: Session) -> bytes:
         """The secret, created at first use; its check value in the journal tells when another was put in its place."""
@@ -140,6 +196,33 @@ class CohortStore:
             raise InputError("a patient identifier is empty")
         return self.key("patient", issuer.strip(), patient_id.strip())
 
+    def person(self, patient_id: str, *, issuer: str = "", name: str = "", birth_date: str = "") -> patients.Person:
+        """What an object says of its patient, digested; name and birth date as DICOM's PN and DA.
+
+        Raises:
+            InputError: the identifier is empty.
+        """
+        return patients.person_of(self.key, self.patient_key(patient_id, issuer=issuer), name=name, birth_date=birth_date)
+
+    def patient_of(self, person: patients.Person) -> str | None:
+        """The key of the patient whom an object belongs to; None where its marks contradict each other (see ``patients.resolve``)."""
+        with _storage(), Session(self._engine) as session:
+            return patients.resolve(session, person)
+
+    def canonical(self, patient_key: str) -> str:
+        """The key under which a patient is held, given that of any identifier of theirs."""
+        with _storage(), Session(self._engine) as session:
+            return patients.canonical(session, patient_key)
+
+    def withdrawn(self, person: patients.Person) -> bool:
+        """Whether an object belongs to a patient who withdrew consent."""
+        with _storage(), Session(self._engine) as session:
+            return self._withdrawn(session, person.key, person)
+
+    def _withdrawn(self, session: Session, patient_key: str, person: patients.Person | None) -> bool:
+        buried = session.get(WithdrawnRow, self.tombstone(patient_key)) is not None
+        return buried or patients.is_buried(session, self.key, person or patients.Person(key=patient_key))
+
     def tombstone(self, patient_key: str) -> str:
         """What is kept of a patient who withdrew consent: a keyed digest of the key, hexadecimal."""
         return self.key("withdrawn", patient_key)
@@ -156,12 +239,22 @@ class CohortStore:
         Raises:
             StateError: another intake is running.
         """
+        with self.still():
+            self.sweep()
+            yield
+
+    @contextmanager
+    def still(self) -> Iterator[None]:
+        """Keep every intake out and change nothing.
+
+        Raises:
+            StateError: an intake is running.
+        """
         with _storage(), (self._data / "intake.lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise StateError("another intake is running on this node; wait for it to end") from None
-            self.sweep()
             yield
 
     def sweep(self) -> None:
@@ -182,8 +275,9 @@ class CohortStore:
         from busgen_core.images import encode_png
 
         with _storage(), Session(self._engine) as session:
-            if session.get(WithdrawnRow, self.tombstone(image.patient_key)) is not None:
+            if self._withdrawn(session, image.patient_key, image.person):
                 return Admission.WITHDRAWN
+            self._check_vault(session)
             if session.scalar(select(ImageRow.image_id).where(ImageRow.source_key == image.source_key)):
                 session.execute(delete(QuarantineRow).where(QuarantineRow.source_key == clears))
                 session.commit()
@@ -194,29 +288,42 @@ class CohortStore:
             if patient is None:
                 role = image.role or self.own_role(image.patient_key)
                 patient = PatientRow(patient_key=image.patient_key, role=role, rule="given" if image.role else "hmac-60-40")
-                detail = json.dumps({"patient": image.patient_key, "role": role, "rule": patient.rule})
-                session.add_all([patient, JournalRow(event="split", detail=detail)])
+                detail = {"patient": image.patient_key, "role": role, "rule": patient.rule, "stratum": image.pathology.value}
+                session.add_all([patient, JournalRow(event="split", detail=json.dumps(detail))])
+            if image.person is not None:
+                patients.remember(session, image.patient_key, image.person)
             image_id, png = uuid.uuid4().hex, encode_png(image.gray)
             row = ImageRow(
                 image_id=image_id,
                 patient_key=image.patient_key,
                 role=patient.role,
                 pathology=image.pathology.value,
+                birads=image.birads,
                 box=None if image.box is None else list(image.box),
                 device=image.device,
-                file=f"{image_id}.png",
+                file=self._file_of(image_id),
                 sha256=sha256_bytes(png),
                 source_key=image.source_key,
             )
             session.add(row)
             session.execute(delete(QuarantineRow).where(QuarantineRow.source_key == clears))
-            _write_whole(self._folder / row.file, png)
+            path = self._folder / row.file
+            write_durably(path, self.vault.seal(png, role=IMAGE, name=image_id))
             try:
                 session.commit()
             except DatabaseError:
-                (self._folder / f"{image_id}.png").unlink()
+                path.unlink()
                 raise
             return Admission.ADDED
+
+    def _file_of(self, image_id: str) -> str:
+        return image_id + (SEALED if self.vault.seals else PLAIN)
+
+    def _check_vault(self, session: Session) -> None:
+        """Never make new keys beside files that were sealed with others."""
+        sealed = select(ImageRow.image_id).where(ImageRow.file.endswith(SEALED)).limit(1)
+        if self.vault.seals and not self.vault.begun and session.scalar(sealed):
+            raise StorageKeyError("storage.json is missing, and images are sealed; restore it from the backup, nothing opens without it")
 
     def forget(self, session: Session, patient_key: str) -> tuple[Role | None, frozenset[str]]:
         """Delete every row of a patient in the caller's transaction; the files go with ``sweep`` once it is committed.
@@ -227,7 +334,9 @@ class CohortStore:
         patient = session.get(PatientRow, patient_key)
         images = frozenset(session.scalars(select(ImageRow.image_id).where(ImageRow.patient_key == patient_key)))
         session.execute(delete(ImageRow).where(ImageRow.patient_key == patient_key))
+        session.execute(delete(ObjectRow).where(ObjectRow.patient_key == patient_key))
         session.execute(delete(PatientRow).where(PatientRow.patient_key == patient_key))
+        patients.bury(session, self.key, patient_key)
         session.execute(delete(JournalRow).where(JournalRow.event == "split", JournalRow.detail.contains(patient_key, autoescape=True)))
         session.add(JournalRow(event="consent.withdrawn", detail=json.dumps({"images": len(images)})))
         return (None if patient is None else _role(patient.role)), images
@@ -240,6 +349,36 @@ class CohortStore:
                 session.add(QuarantineRow(source_key=source_key, code=code, reason=reason))
             else:
                 row.code, row.reason = code, reason
+            session.commit()
+
+    def object_key(self, sop_uid: str) -> str:
+        """The opaque key of a DICOM object."""
+        return self.key("object", sop_uid)
+
+    def taken(self, object_key: str) -> ObjectRow | None:
+        """A DICOM object as it was taken in; None for one that was not, or not to its last frame."""
+        with _storage(), Session(self._engine) as session:
+            return session.get(ObjectRow, object_key)
+
+    def settle(self, images: Sequence[NewImage]) -> None:
+        """Note that the object behind ``images`` is taken in whole. Only after ``add`` of each: a crash in between takes it in again."""
+        if not images or (origin := images[0].origin) is None:
+            return
+        row = ObjectRow(
+            object_key=origin.object_key,
+            patient_key=images[0].patient_key,
+            pixels_key=origin.pixels_key,
+            frames_key=origin.frames_key,
+            images=len(images),
+        )
+        with _storage(), Session(self._engine) as session:
+            session.merge(row)
+            session.commit()
+
+    def lift(self, source_key: str) -> None:
+        """End the waiting of an object that need not wait any more."""
+        with _storage(), Session(self._engine) as session:
+            session.execute(delete(QuarantineRow).where(QuarantineRow.source_key == source_key))
             session.commit()
 
     def note(self, event: str, detail: Mapping[str, object]) -> None:
@@ -279,14 +418,76 @@ class CohortStore:
             patients=tuple(row.patient_key for row in rows),
         )
 
+    def png(self, image_id: str) -> bytes:
+        """One image as it was stored.
+
+        Raises:
+            StateError: there is none.
+            CorruptImageError: the file is missing, or is not the bytes that were stored.
+            StorageKeyError: it is sealed, and the key is not there.
+        """
+        with _storage(), Session(self._engine) as session:
+            row = session.get(ImageRow, image_id)
+        if row is None:
+            raise StateError("no image of this id is in the cohort")
+        return self._stored(row)
+
     def _stored(self, row: ImageRow) -> bytes:
-        try:
-            data = (self._folder / row.file).read_bytes()
-        except FileNotFoundError:
-            raise CorruptImageError(f"image {row.image_id} is missing from the data folder; restore it from the backup") from None
+        data = self._content(row.file, row.image_id)
+        if data is None and (moved := self._file_now(row.image_id)):  # 'cohort encrypt' runs beside us
+            data = self._content(moved, row.image_id)
+        if data is None:
+            raise CorruptImageError(f"image {row.image_id} is missing from the data folder; restore it from the backup")
         if sha256_bytes(data) != row.sha256:
             raise CorruptImageError(f"image {row.image_id} is not the bytes that were stored; restore it from the backup")
         return data
+
+    def _content(self, file: str, image_id: str) -> bytes | None:
+        """The PNG in a file; None if the file is not there."""
+        try:
+            with _storage():
+                stored = (self._folder / file).read_bytes() if (self._folder / file).exists() else None
+            return self.vault.open(stored, role=IMAGE, name=image_id) if stored is not None and file.endswith(SEALED) else stored
+        except SealError:
+            raise CorruptImageError(f"image {image_id} is cut short, changed or another's; restore it from the backup") from None
+
+    def rows(self) -> Sequence[ImageRow]:
+        """All images, in the order of their ids."""
+        with _storage(), Session(self._engine) as session:
+            return session.scalars(select(ImageRow).order_by(ImageRow.image_id)).all()
+
+    def split(self) -> tuple[dict[str, PatientRow], list[dict[str, str]]]:
+        """Patients by key, and the journal's line about each role, in order."""
+        with _storage(), Session(self._engine) as session:
+            people = {row.patient_key: row for row in session.scalars(select(PatientRow))}
+            return people, [json.loads(line) for line in session.scalars(select(JournalRow.detail).where(JournalRow.event == "split"))]
+
+    def files(self) -> set[str]:
+        """Names of all files in the folder of images."""
+        with _storage():
+            return {file.name for file in self._folder.iterdir()}
+
+    def reseal(self, row: ImageRow) -> bool:
+        """Seal one image as it would be sealed now; False if it is so already. While ``intake`` is held.
+
+        The new file is whole before the row names it, and the old one goes after, so a crash leaves a whole image and at most a file too many.
+        """
+        with _storage():
+            stored = (self._folder / row.file).read_bytes() if (self._folder / row.file).exists() else b""
+        if self.vault.is_current(stored):
+            return False
+        path = self._folder / self._file_of(row.image_id)
+        with _storage(), Session(self._engine) as session:
+            write_durably(path, self.vault.seal(self._stored(row), role=IMAGE, name=row.image_id))
+            if path.name != row.file:
+                session.execute(update(ImageRow).where(ImageRow.image_id == row.image_id).values(file=path.name))
+                session.commit()
+                (self._folder / row.file).unlink()
+        return True
+
+    def _file_now(self, image_id: str) -> str | None:
+        with _storage(), Session(self._engine) as session:
+            return session.scalar(select(ImageRow.file).where(ImageRow.image_id == image_id))
 
     def count_patients(self, role: Role) -> int:
         """Exact number of patients of a role; for decisions inside the node, never for a release."""
@@ -324,40 +525,14 @@ def _storage() -> Iterator[None]:
         raise UnavailableError(f"the node's data folder cannot be used ({error.strerror or type(error).__name__})") from None
 
 
-def _write_whole(path: Path, data: bytes) -> None:
-    """Write so that the name appears only with all bytes behind it, on disk."""
-    aside = path.with_name(f".{path.name}.tmp")
-    with aside.open("wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    aside.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
 def _read_secret(path: Path, *, create: bool) -> bytes:
-    """Read ``secret.key``; with ``create``, make it first, mode 0600, in one step that a second process cannot repeat."""
+    """Read ``secret.key``; with ``create``, make it first."""
     if create and not path.exists():
-        aside = path.with_name(f".{uuid.uuid4().hex}.tmp")
-        with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
-            stream.write(os.urandom(SECRET_BYTES))
-            stream.flush()
-            os.fsync(stream.fileno())
-        try:
-            os.link(aside, path)
-        except FileExistsError:
-            pass
-        finally:
-            aside.unlink()
-    if not path.exists():
-        raise StateError("secret.key is missing; a new one would split the patients anew, so restore it from the backup")
-    if path.stat().st_mode & 0o077:
-        raise StateError("secret.key can be read by other users; set its mode to 0600")
-    secret = path.read_bytes()
-    if len(secret) != SECRET_BYTES:
-        raise StateError(f"secret.key does not hold {SECRET_BYTES} bytes; restore it from the backup")
-    return secret
+        create_once(path, os.urandom(SECRET_BYTES))
+    return secret_in(path, SECRET_BYTES, missing="a new one would split the patients anew, so restore it from the backup")
+
+
+def open_cohort(settings: "NodeSettings", engine: Engine | None = None) -> CohortStore:
+    """The cohort of a node, as its settings have it; with the node's store, if that is open already."""
+    vault = Vault(settings.data, settings.storage)
+    return CohortStore(engine or open_store(settings.data), settings.data, settings.deidentify, vault, settings.labels.mapping)

@@ -22,6 +22,30 @@ class PatientRow(Base):
     rule: Mapped[str]  # "given" by the data set's authors, or "hmac-60-40"
 
 
+class MarkRow(Base):
+    """One thing by which a patient is known again, as a keyed digest.
+
+    Attributes:
+        patient_key: The patient's.
+        kind: ``id``: another identifier and issuer than the one the key is made of; ``person``: name with birth date; ``name``; ``birth``.
+        mark: The digest.
+    """
+
+    __tablename__ = "patient_marks"
+
+    patient_key: Mapped[str] = mapped_column(primary_key=True)
+    kind: Mapped[str] = mapped_column(primary_key=True)
+    mark: Mapped[str] = mapped_column(primary_key=True, index=True)
+
+
+class WithdrawnMarkRow(Base):
+    """What is left of a mark of a patient who withdrew consent: a digest of the digest."""
+
+    __tablename__ = "withdrawn_marks"
+
+    tombstone: Mapped[str] = mapped_column(primary_key=True)
+
+
 class ImageRow(Base):
     """One de-identified frame."""
 
@@ -31,11 +55,24 @@ class ImageRow(Base):
     patient_key: Mapped[str] = mapped_column(index=True)
     role: Mapped[str] = mapped_column(index=True)  # its patient's
     pathology: Mapped[str]
+    birads: Mapped[str | None]
     box: Mapped[list[float] | None] = mapped_column(JSON(none_as_null=True))
     device: Mapped[str]  # model, scrubbed; empty if unknown
-    file: Mapped[str]
-    sha256: Mapped[str]
+    file: Mapped[str]  # ends in .sealed if it is; the role and name it is sealed for are "image" and the image's id
+    sha256: Mapped[str]  # of the PNG, not of the sealed file
     source_key: Mapped[str] = mapped_column(unique=True)
+
+
+class ObjectRow(Base):
+    """One DICOM object that was taken in whole, under every way in the same: what tells it when it comes again."""
+
+    __tablename__ = "objects"
+
+    object_key: Mapped[str] = mapped_column(primary_key=True)  # keyed digest of its SOP Instance UID
+    patient_key: Mapped[str] = mapped_column(index=True)
+    pixels_key: Mapped[str]  # keyed digest of its pixel data as it came
+    frames_key: Mapped[str]  # keyed digest of its decoded frames: the same when only the transfer syntax changed
+    images: Mapped[int]
 
 
 class QuarantineRow(Base):

@@ -17,9 +17,10 @@ from pathlib import Path
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
-from busgen_client.cohort import CohortStore, Role
+from busgen_client.cohort import CohortStore, Role, open_cohort
 from busgen_client.cohort_rows import WithdrawnRow
 from busgen_client.database import open_store
+from busgen_client.held import HeldStore
 from busgen_client.jobs import JobRow, NoticeRow
 from busgen_client.protocol import COHORT_FILE, LOCAL_REPORT, job_folder
 from busgen_client.settings import NodeSettings
@@ -67,15 +68,20 @@ def withdraw(settings: NodeSettings, patient_key: str, *, known: bool = True) ->
         StateError: an intake is running.
         LedgerError: the ledger cannot be written; the rest is done, and the same command finishes it.
     """
+    from busgen_client.intake.spool import forget  # imports pydicom
+
     if not KEY.fullmatch(patient_key):
         raise InputError("a patient key is 64 hexadecimal digits, as the cohort store has it")
     engine = open_store(settings.data)
-    store = CohortStore(engine, settings.data)
+    store = open_cohort(settings, engine)
+    patient_key = store.canonical(patient_key)
     with store.intake():
         with Session(engine, expire_on_commit=False) as session:
             row = session.get(WithdrawnRow, store.tombstone(patient_key)) or _bury(session, store, settings.data, patient_key, known=known)
             session.commit()
         store.sweep()
+        HeldStore(store).forget(patient_key)
+        forget(store, settings.data, patient_key)
     _compact(engine)
     remove_pictures(engine, settings.data)
     ledger = Ledger(settings.data / "ledger.jsonl", site=settings.site)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, Engine, create_engine, event, inspect
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.orm import DeclarativeBase
 
@@ -24,7 +24,9 @@ def open_store(data: Path) -> Engine:
         UnavailableError: the file is no database, is damaged, or stays locked.
     """
     import busgen_client.cohort
-    import busgen_client.jobs  # noqa: F401  (the tables register themselves)
+    import busgen_client.console.rows
+    import busgen_client.jobs
+    import busgen_client.quarantine_rows  # noqa: F401  (the tables register themselves)
 
     data.mkdir(parents=True, exist_ok=True)
     engine = create_engine(f"sqlite:///{data / 'node.sqlite'}", connect_args={"timeout": 30})
@@ -41,8 +43,21 @@ def open_store(data: Path) -> Engine:
 
     try:
         Base.metadata.create_all(engine)
+        _add_columns(engine)
     except DatabaseError as error:
         raise UnavailableError(
             f"node.sqlite cannot be used ({type(error).__name__}); restore it from a backup, the ledger is a file of its own"
         ) from None
     return engine
+
+
+def _add_columns(engine: Engine) -> None:
+    """Add columns that a store of an earlier version lacks; they may be empty, so no row changes."""
+    with engine.begin() as connection:
+        found = inspect(connection)
+        for table in Base.metadata.sorted_tables:
+            there = {column["name"] for column in found.get_columns(table.name)}
+            for column in table.columns:
+                if column.name not in there and column.nullable:
+                    kind = column.type.compile(engine.dialect)
+                    connection.exec_driver_sql(f'ALTER TABLE "{table.name}" ADD COLUMN "{column.name}" {kind}')

@@ -4,7 +4,7 @@ import shutil
 import socket
 import ssl
 
-from busgen_client.cohort import CohortStore
+from busgen_client.cohort import CohortStore, open_cohort
 from busgen_client.database import open_store
 from busgen_client.jobs import JobStore
 from busgen_client.keys import flower_key_file
@@ -13,8 +13,8 @@ from busgen_core.errors import BusgenError
 from busgen_privacy.ledger import Ledger
 
 
-def examine(settings: NodeSettings) -> list[dict[str, object]]:
-    """All checks, in order; none raises."""
+def examine(settings: NodeSettings, *, hub: bool = True) -> list[dict[str, object]]:
+    """All checks, in order; none raises. Without ``hub``, those that need no network."""
     rows: list[dict[str, object]] = []
 
     def note(check: str, ok: bool, say: str) -> None:
@@ -25,7 +25,8 @@ def examine(settings: NodeSettings) -> list[dict[str, object]]:
     free_mb = shutil.disk_usage(settings.data.parent).free // 2**20
     note("disk", free_mb > 500, f"{free_mb} MB free")
     engine = open_store(settings.data)
-    cohort = CohortStore(engine, settings.data)
+    cohort = open_cohort(settings, engine)
+    note("storage", *_sealed(cohort))
     members, holdout = cohort.count_patients("member"), cohort.count_patients("holdout")
     enough = members >= settings.policy.smallest_cohort and holdout >= settings.policy.gate.smallest_holdout
     note("cohort", enough, "enough patients" if enough else "too few patients for the policy; take images in with 'busgen-node intake'")
@@ -38,8 +39,17 @@ def examine(settings: NodeSettings) -> list[dict[str, object]]:
         note("ledger", True, f"whole; members have spent epsilon {spent:.3f} of {settings.policy.lifetime_epsilon:g}")
     except BusgenError as error:
         note("ledger", False, f"{error.code}: {error}")
-    note("hub", *_reach(settings))
+    if hub:
+        note("hub", *_reach(settings))
     return rows
+
+
+def _sealed(cohort: CohortStore) -> tuple[bool, str]:
+    try:
+        cohort.vault.check()
+    except BusgenError as error:
+        return False, f"{error.code}: {error}"
+    return True, "the key opens the stored images" if cohort.vault.seals else "images are not sealed; keep the data folder on an encrypted disk"
 
 
 def _reach(settings: NodeSettings) -> tuple[bool, str]:

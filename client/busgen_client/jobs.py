@@ -8,7 +8,7 @@ from sqlalchemy import Engine, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from busgen_client.database import Base
-from busgen_core.errors import ConsentWithdrawnError, StateError
+from busgen_core.errors import BudgetExceededError, ConsentWithdrawnError, StateError
 from busgen_core.wire import BinnedCounts, Campaign, JobState, JobStatus, ScoreRequest
 
 
@@ -238,12 +238,21 @@ def check_consent(row: JobRow) -> None:
 
 
 def status_of(row: JobRow, *, withdrawal_notice: bool = False) -> JobStatus:
-    """What the hub may know of a job."""
+    """What the hub may know of a job.
+
+    Guarantees: a job that the gate or the officer refused, that failed, that a withdrawal ended, or that waits for the officer looks the same.
+    Which of these it is follows from patients' own figures, outside epsilon, so it never leaves.
+    """
+    state, code, progress = JobState(row.state), row.code, row.progress
+    if code == BudgetExceededError.code:  # known before an image is read: the ledger alone says so
+        state, progress = JobState.DECLINED, 0.0
+    elif state in (JobState.REVIEW, JobState.REFUSED, JobState.FAILED):
+        state, code, progress = JobState.REVIEW, "", 1.0
     return JobStatus(
         campaign_id=row.campaign_id,
-        state=JobState(row.state),
-        code=row.code,
-        progress=min(1.0, max(0.0, row.progress)),
+        state=state,
+        code=code,
+        progress=min(1.0, max(0.0, progress)),
         foundation_have=row.foundation_have,
         release_id=row.release_id,
         release_bytes=row.release_bytes,

@@ -15,7 +15,7 @@ from busgen_core.quality.encoder import load_encoder
 from busgen_core.sampling import AT_ONCE, Request, draw
 from busgen_core.styles import STYLES
 from busgen_privacy.cohort import Cohort
-from busgen_privacy.dp.dpsgd import contiguous, patient_gradient, trainable
+from busgen_privacy.dp.dpsgd import MOST_AT_ONCE, contiguous, gradients_of, trainable
 from busgen_privacy.dp.plan import AdaptationPlan, Mechanism
 from busgen_privacy.dp.planner import (
     DPSGD_SHARE,
@@ -106,12 +106,13 @@ def measured(foundation: Foundation, *, draws: int) -> Pace:
     drawn = _timed(lambda: draw(foundation, wanted)) / AT_ONCE
     frames = np.stack([p.image for p in simulate_batch(labels, size=foundation.image_px, seeds=list(range(AT_ONCE)))])
     looked = _timed(lambda: load_encoder()(frames)) / AT_ONCE * len(STYLES)
-    people = Cohort(frames[:1], (Pathology.BENIGN,), (None,), ("phantom",))
-    network = contiguous(foundation.network)
+    some = tuple(str(number) for number in range(MOST_AT_ONCE))
+    people = Cohort(frames[: len(some)], (Pathology.BENIGN,) * len(some), (None,) * len(some), some)
+    network, patients = contiguous(foundation.network), list(people.patient_rows().items())
     trainable(network, "bias-norm")
     plan = split({"dp-sgd": 1.0}, policy=PACE_POLICY, epsilon=8.0, delta=1e-5, mechanics=Mechanics(steps=1, patient_rate=1.0, draws=draws)).dpsgd
     assert plan is not None
-    learnt = _timed(lambda: patient_gradient(network, foundation.scheduler, people, [0], plan, patient="phantom", step=0))
+    learnt = _timed(lambda: gradients_of(network, foundation.scheduler, people, patients, plan, step=0)) / len(some)
     return Pace(image=drawn, look=looked, gradient=learnt)
 
 

@@ -5,8 +5,11 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_settings import SettingsConfigDict
 
+from busgen_client.pacs import PacsSettings
+from busgen_client.storage import StorageSettings
 from busgen_core.settings import TomlSettings, read_settings
 from busgen_core.wire import Name
+from busgen_privacy.deidentify import BASIC, Choices
 from busgen_privacy.dp.plan import Mechanism, Subset
 from busgen_privacy.policy import CONSORTIUM_GATE, Policy, tightened
 
@@ -53,6 +56,33 @@ class AdaptSettings(BaseModel):
     minutes: float | None = Field(default=None, gt=0)
 
 
+class LabelSettings(BaseModel):
+    """How labels are read.
+
+    Attributes:
+        mapping: TOML file that says which histology is of which class, and how the columns of the site's export are called; not given, the one
+            that is shipped (``intake/histology.toml``): copy it, change it, name it here.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    mapping: Path | None = None
+
+
+class ConsoleSettings(BaseModel):
+    """The node's console.
+
+    Attributes:
+        serve: Whether 'busgen-node start' keeps the console running.
+        port: Port on 127.0.0.1.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    serve: bool = False
+    port: int = Field(default=8610, ge=1024, le=65535)
+
+
 class NodeSettings(TomlSettings):
     """All settings of a node.
 
@@ -62,6 +92,11 @@ class NodeSettings(TomlSettings):
         runtime_port: Loopback port between the SuperNode and its ClientApp.
         hub: How to reach the hub.
         adapt: How much work an adaptation may be.
+        pacs: Whom it speaks DICOM with.
+        deidentify: What is kept of DICOM headers.
+        labels: How labels are read.
+        storage: How files at rest are sealed.
+        console: Whether and where the console is served.
         policy: The hospital's limits.
     """
 
@@ -72,6 +107,11 @@ class NodeSettings(TomlSettings):
     runtime_port: int = Field(default=9094, ge=1024, le=65535)
     hub: HubSettings
     adapt: AdaptSettings = AdaptSettings()
+    pacs: PacsSettings = PacsSettings()
+    deidentify: Choices = BASIC
+    labels: LabelSettings = LabelSettings()
+    storage: StorageSettings = StorageSettings()
+    console: ConsoleSettings = ConsoleSettings()
     policy: Policy
 
 
@@ -86,4 +126,6 @@ def load_settings(file: Path) -> NodeSettings:
     tightened(settings.policy.gate, CONSORTIUM_GATE)
     base = file.parent
     hub = settings.hub.model_copy(update={"ca_file": base / settings.hub.ca_file})
-    return settings.model_copy(update={"data": base / settings.data, "hub": hub})
+    labels = settings.labels if settings.labels.mapping is None else LabelSettings(mapping=base / settings.labels.mapping)
+    below = {"pacs": settings.pacs.below(base), "storage": settings.storage.below(base), "labels": labels}
+    return settings.model_copy(update={"data": base / settings.data, "hub": hub, **below})

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from sqlalchemy.exc import OperationalError
 
-from busgen_client.cohort import CohortStore, Role
+from busgen_client.cohort import Role, open_cohort
 from busgen_client.consent import remove_pictures
 from busgen_client.database import open_store
 from busgen_client.drawing import SELECTED, draw_pool, job_seed, released_images, select
@@ -64,7 +64,7 @@ class Worker:
         engine = open_store(settings.data)
         self.engine, self.settings = engine, settings
         self.jobs = JobStore(engine)
-        self.cohort = CohortStore(engine, settings.data)
+        self.cohort = open_cohort(settings, engine)
         self.ledger = Ledger(settings.data / "ledger.jsonl", site=settings.site)
         remove_pictures(engine, settings.data)
         if settings.adapt.threads:

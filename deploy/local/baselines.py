@@ -17,8 +17,7 @@ from tqdm import tqdm
 from busgen_core.downstream import train_classifier
 from busgen_core.foundation import Foundation, load_foundation
 from busgen_core.labels import Pathology
-from busgen_core.sampling import SamplePlan, requests
-from busgen_core.sampling import draw as sampled
+from busgen_core.sampling import SamplePlan, plan_images
 from busgen_core.scores import auc_from_counts, patient_counts, quantile_edges
 from busgen_core.wire import BinnedCounts
 from busgen_privacy.cohort import Cohort
@@ -77,8 +76,7 @@ def lesions_only(cohort: Cohort) -> Cohort:
 def draw(foundation: Foundation, count: int, *, seed: int = 0) -> tuple[NDArray[np.uint8], list[Pathology]]:
     """``count`` images of each lesion label from a generator as it is: uint8 [2 count, 64, 64]."""
     plan = SamplePlan(seed=seed, counts=dict.fromkeys(LESIONS, count))
-    drawn = sampled(foundation, requests(plan, foundation))
-    return np.stack([d.image for d in drawn]), plan.pathologies
+    return plan_images(foundation, plan), plan.pathologies
 
 
 def _predictions(images: NDArray[np.uint8], labels: list[Pathology], holdouts: Mapping[str, Cohort]) -> dict[str, NDArray[np.float64]]:

@@ -117,7 +117,7 @@ def _take_in(consortium: Consortium, images: Path | None) -> None:
 
             pacs = consortium.folder / f"{site.name}-pacs"
             write_phantom_study(pacs, site=site.name, patients=PHANTOM_PATIENTS, seed=number)
-            said = run("busgen-node", "intake", "dicom", pacs, "--labels", pacs / "labels.csv", "--config", config)
+            said = run("busgen-node", "intake", "folder", pacs, "--labels", pacs / "labels.csv", "--config", config)
         _say(f"{site.name}: intake: {said.strip()}")
 
 

@@ -42,13 +42,13 @@ def check(files: Mapping[str, bytes], trusted: TrustedKeys, campaign: Campaign, 
     manifest = verify_release(files, trusted)
 
     # 2  It answers this campaign, and spent no more than the campaign asked for.
-    _check_campaign(manifest, campaign)
+    check_campaign(manifest, campaign)
 
     # 3  The privacy statement follows from its mechanisms.
     check_statement(manifest)
 
     # 4  The audit is about this release, and the gate says the same here as it did there.
-    _check_audit(files["audit.json"], manifest, policy)
+    check_audit(files["audit.json"], manifest, policy)
 
     # 5  What can be seen in the images alone.
     images = [image for name in sorted(manifest.files) if name.endswith(".parquet") for image in read_parquet(files[name])]
@@ -60,7 +60,13 @@ def pixels(images: list[SyntheticImage]) -> NDArray[np.uint8]:
     return np.stack([np.asarray(PillowImage.open(io.BytesIO(image.png)).convert("L")) for image in images])
 
 
-def _check_campaign(manifest: Manifest, campaign: Campaign) -> None:
+def check_campaign(manifest: Manifest, campaign: Campaign) -> None:
+    """Return only if the release answers this campaign and states no more epsilon and delta than it asked for.
+
+    Raises:
+        ManifestError: another campaign, foundation, or number of images of a label.
+        StatementError: more epsilon or delta.
+    """
     if manifest.campaign_id != campaign.campaign_id:
         raise ManifestError(f"the release is for campaign {manifest.campaign_id}, not {campaign.campaign_id}")
     if manifest.foundation != campaign.foundation:
@@ -75,7 +81,14 @@ def _check_campaign(manifest: Manifest, campaign: Campaign) -> None:
         raise ManifestError("the release does not hold as many images of each label as the campaign asked for")
 
 
-def _check_audit(content: bytes, manifest: Manifest, policy: GatePolicy) -> None:
+def check_audit(content: bytes, manifest: Manifest, policy: GatePolicy) -> None:
+    """Return only if ``audit.json`` is about this release, its own noise is accounted for, and the gate's verdict is the same here.
+
+    Raises:
+        ManifestError: not an audit, or another release's.
+        StatementError: the statement leaves the audit's figures out.
+        GateRefusedError: the gate refuses it here.
+    """
     try:
         audit = TravellingAudit.model_validate_json(content)
     except ValidationError as error:

@@ -55,8 +55,13 @@ class TravellingAudit(_Finding):
     released: int = Field(ge=1)
 
 
+# Attacks whose scores come from matrix products of all patients at once: their last digits may depend on who else is there. The hospital's
+# gate judges them; they stay out of the figure that travels, whose sensitivity rests on each score being that patient's alone, exactly.
+ROUNDED = frozenset({"registration"})
+
+
 def travelling(audit: Findings, policy: Policy, noise: NoiseSource, *, noise_multiplier: float | None = None) -> TravellingAudit:
-    """The copy that may leave: the largest AUC of all attacks, with Gaussian noise on a grid (``dp.noise.noised``); all else is a public constant.
+    """The copy that may leave: the largest AUC of the attacks, with Gaussian noise on a grid (``dp.noise.noised``); all else is a public constant.
 
     Guarantees: one Gaussian event (noise_multiplier, 1, 1) on each account. Given the adapted network and the released
     images, which the adaptation pays for, every patient's score depends on that patient alone. With M members (the larger of
@@ -82,7 +87,9 @@ def travelling(audit: Findings, policy: Policy, noise: NoiseSource, *, noise_mul
     sensitivity = 1 / min(policy.smallest_cohort, policy.gate.smallest_holdout)
     multiplier = policy.audit_noise if noise_multiplier is None else noise_multiplier
     deviation = multiplier * sensitivity
-    deciding = [attack for attack in audit.attacks if not attack.diagnostic]
+    deciding = [attack for attack in audit.attacks if not attack.diagnostic and attack.name not in ROUNDED]
+    if not deciding:
+        raise GateRefusedError("no attack was run whose figure may travel")
     largest = max(attack.auc for attack in deciding)
     (loud,) = noised(np.array([largest]), bound=sensitivity, noise_multiplier=multiplier, source=noise)
     value = min(max(float(loud), 0.0), 1.0)

@@ -1,6 +1,7 @@
 """The command ``busgen-audit``: attack a release before it leaves, whoever made it. Exit status: 0 release, 1 refused or invalid, 2 wrong usage."""
 
 import datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Never
 
@@ -103,16 +104,13 @@ def _public(where: str | None, bars: Bars) -> tuple[Images, tuple[str, ...]]:
     from busgen_core.cli import SHIPPED
     from busgen_core.foundation import load_foundation
     from busgen_core.labels import Pathology
-    from busgen_core.sampling import AT_ONCE, SamplePlan, draw, requests
+    from busgen_core.sampling import SamplePlan, plan_images
 
     foundation, lesions = load_foundation(SHIPPED), (Pathology.BENIGN, Pathology.MALIGNANT)
     if foundation.image_px != 64:
         raise InputError("the shipped foundation does not draw images of 64 px; give public images")
-    wanted, images = requests(SamplePlan(seed=20_262, counts=dict.fromkeys(lesions, REFERENCE // 2)), foundation), []
-    for start in range(0, len(wanted), AT_ONCE):
-        images += [example.image for example in draw(foundation, wanted[start : start + AT_ONCE])]
-        bars("drawing reference images", len(images), len(wanted))
-    return np.stack(images), ()
+    plan = SamplePlan(seed=20_262, counts=dict.fromkeys(lesions, REFERENCE // 2))
+    return plan_images(foundation, plan, progress=partial(bars, "drawing reference images")), ()
 
 
 def main() -> None:

@@ -1,118 +1,117 @@
-"""De-identification rules as data: an allow-list over DICOM attributes. What is not listed never gets past intake.
+"""De-identification of a DICOM header as data: the allow-list, and the options of a site. What is not listed never gets past intake.
 
-Source: DICOM PS3.15 2024b, Annex E (Attribute Confidentiality Profiles), read the strict way round: table E.1-1 lists what to
-remove and so grows with each edition; this table lists what may be read and does not. Nothing here imports a DICOM library:
-tags are plain integers, group in the upper 16 bits.
+Source: DICOM PS3.15 2026c, Annex E (Attribute Confidentiality Profiles), read the strict way round: table E.1-1 lists what to remove and so
+grows with each edition; the allow-list names what may be read and does not. Both must agree: of what is listed here, intake keeps only what
+the table does not name, or what an option of the site keeps (columns of the table beside the Basic Profile). Nothing here imports a DICOM
+library: attributes go by their PS3.6 keywords.
 
 Guarantees:
-    - ``action`` answers REMOVE for every tag that is not listed, private tags (odd groups) included.
-    - An attribute is KEEP only when pixels cannot be decoded, or the scan region not be found, without it.
+    - An attribute without a rule is removed: private ones, overlays (60xx), thumbnails, whatever sequence they are nested in.
+    - An attribute with a rule passes only if its value does: a term of a closed list, a number in a range, words of a vocabulary.
+    - No rule lets a UID, a name, an identifier or a date through unchanged.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from enum import StrEnum
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from busgen_privacy.vocabulary import spellings
 
 
-class Action(StrEnum):
-    """What intake does with one attribute."""
+class Option(StrEnum):
+    """Options of PS3.15 E.3 that a site may choose. Retaining full dates, UIDs or the institution's identity is not among them, and cleaning
+    the pixels is not a choice: intake always does it."""
 
-    KEEP = "keep"  # read as it is, to decode the pixels; not stored
-    CLEAN = "clean"  # stored, but only through busgen_privacy.text
-    DIGEST = "digest"  # enters a keyed digest (HMAC) and is forgotten
-    REMOVE = "remove"  # never leaves the parser
+    CLEAN_DESCRIPTORS = "clean-descriptors"  # descriptions, cleaned by vocabulary; else they go
+    RETAIN_MODIFIED_DATES = "retain-modified-dates"  # dates and times, moved by the patient's own keyed offset; else they go
+    RETAIN_PATIENT_CHARACTERISTICS = "retain-patient-characteristics"  # age (90 and above as 90), sex, size, weight
+    RETAIN_DEVICE_IDENTITY = "retain-device-identity"  # serial number and station name; the device UID stays replaced
 
 
-ULTRASOUND_REGIONS = 0x0018_6011  # Sequence of Ultrasound Regions, PS3.3 C.8.5.5
+BASIC_PROFILE = ("113100", "Basic Application Confidentiality Profile")
+CLEAN_PIXELS = ("113101", "Clean Pixel Data Option")
+SAFE_PRIVATE = ("113111", "Retain Safe Private Option")
 
-# PS3.6 names beside each tag. Group 0002 (file meta) is read apart: only its Transfer Syntax UID is.
-ACTIONS: Mapping[int, Action] = {
-    0x0008_0016: Action.KEEP,  # SOP Class UID
-    0x0008_0018: Action.DIGEST,  # SOP Instance UID
-    0x0008_0060: Action.KEEP,  # Modality
-    0x0008_1090: Action.CLEAN,  # Manufacturer's Model Name
-    0x0010_0020: Action.DIGEST,  # Patient ID
-    0x0010_0021: Action.DIGEST,  # Issuer of Patient ID
-    ULTRASOUND_REGIONS: Action.KEEP,  # its items: REGION_ACTIONS
-    0x0028_0002: Action.KEEP,  # Samples per Pixel
-    0x0028_0004: Action.KEEP,  # Photometric Interpretation
-    0x0028_0006: Action.KEEP,  # Planar Configuration
-    0x0028_0008: Action.KEEP,  # Number of Frames
-    0x0028_0010: Action.KEEP,  # Rows
-    0x0028_0011: Action.KEEP,  # Columns
-    0x0028_0100: Action.KEEP,  # Bits Allocated
-    0x0028_0101: Action.KEEP,  # Bits Stored
-    0x0028_0102: Action.KEEP,  # High Bit
-    0x0028_0103: Action.KEEP,  # Pixel Representation
-    0x0028_0301: Action.KEEP,  # Burned In Annotation
-    0x0028_1101: Action.KEEP,  # Red Palette Color Lookup Table Descriptor
-    0x0028_1102: Action.KEEP,  # Green Palette Color Lookup Table Descriptor
-    0x0028_1103: Action.KEEP,  # Blue Palette Color Lookup Table Descriptor
-    0x0028_1201: Action.KEEP,  # Red Palette Color Lookup Table Data
-    0x0028_1202: Action.KEEP,  # Green Palette Color Lookup Table Data
-    0x0028_1203: Action.KEEP,  # Blue Palette Color Lookup Table Data
-    0x0028_1221: Action.KEEP,  # Segmented Red Palette Color Lookup Table Data
-    0x0028_1222: Action.KEEP,  # Segmented Green Palette Color Lookup Table Data
-    0x0028_1223: Action.KEEP,  # Segmented Blue Palette Color Lookup Table Data
-    0x7FE0_0010: Action.KEEP,  # Pixel Data
+# PS3.16 CID 7050, coding scheme DCM: what De-identification Method Code Sequence (0012,0064) says was done.
+METHOD_CODES = {
+    Option.CLEAN_DESCRIPTORS: ("113105", "Clean Descriptors Option"),
+    Option.RETAIN_MODIFIED_DATES: ("113107", "Retain Longitudinal Temporal Information Modified Dates Option"),
+    Option.RETAIN_PATIENT_CHARACTERISTICS: ("113108", "Retain Patient Characteristics Option"),
+    Option.RETAIN_DEVICE_IDENTITY: ("113109", "Retain Device Identity Option"),
 }
 
-# Attributes inside one item of the Sequence of Ultrasound Regions.
-REGION_ACTIONS: Mapping[int, Action] = {
-    0x0018_6012: Action.KEEP,  # Region Spatial Format
-    0x0018_6014: Action.KEEP,  # Region Data Type
-    0x0018_6018: Action.KEEP,  # Region Location Min X0
-    0x0018_601A: Action.KEEP,  # Region Location Min Y0
-    0x0018_601C: Action.KEEP,  # Region Location Max X1
-    0x0018_601E: Action.KEEP,  # Region Location Max Y1
-}
 
-# Attributes whose words must not survive in any text that is kept; every attribute of value representation PN comes on top.
-NAMES_AND_NUMBERS: frozenset[int] = frozenset(
-    {
-        0x0008_0018,  # SOP Instance UID
-        0x0008_0050,  # Accession Number
-        0x0008_0080,  # Institution Name
-        0x0008_0081,  # Institution Address
-        0x0008_1010,  # Station Name
-        0x0008_1040,  # Institutional Department Name
-        0x0010_0020,  # Patient ID
-        0x0010_0021,  # Issuer of Patient ID
-        0x0010_0030,  # Patient's Birth Date
-        0x0010_1000,  # Other Patient IDs
-        0x0010_1040,  # Patient's Address
-        0x0010_2154,  # Patient's Telephone Numbers
-        0x0018_1000,  # Device Serial Number
-        0x0020_000D,  # Study Instance UID
-        0x0020_000E,  # Series Instance UID
-        0x0020_0010,  # Study ID
-        0x0038_0010,  # Admission ID
-        0x0040_1001,  # Requested Procedure ID
-    }
-)
+class SafePrivate(BaseModel):
+    """One private attribute that the site vouches for: a number, told by its private creator. Texts and bytes cannot be listed.
 
+    Attributes:
+        group: Odd group number.
+        creator: Private creator, exactly as in the header.
+        element: Lower byte of the element number, PS3.5 7.8.1.
+        vr: Its value representation.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    group: int = Field(ge=0x0009, le=0xFFFD)
+    creator: str = Field(min_length=1, max_length=64)
+    element: int = Field(ge=0, le=0xFF)
+    vr: Literal["DS", "IS", "FD", "FL", "SL", "SS", "UL", "US"]
+
+    @field_validator("group")
+    @classmethod
+    def _odd(cls, group: int) -> int:
+        if group % 2 == 0:
+            raise ValueError("a private group is odd")
+        return group
+
+
+class Choices(BaseModel):
+    """What a site chose; section ``deidentify`` of node.toml.
+
+    Attributes:
+        options: Options of PS3.15 Annex E beside the Basic Profile and Clean Pixel Data.
+        safe_private: Private numbers that are kept.
+        words: Words that may survive in texts beside the shipped vocabularies, such as a new scanner's name.
+        nlp_models: spaCy models installed on this machine that are asked for names too, by name or folder; none is needed.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    options: frozenset[Option] = frozenset()
+    safe_private: tuple[SafePrivate, ...] = ()
+    words: frozenset[str] = frozenset()
+    nlp_models: tuple[str, ...] = ()
+
+    @field_validator("words")
+    @classmethod
+    def _single(cls, words: frozenset[str]) -> frozenset[str]:
+        if not all(word.isalpha() for word in words):
+            raise ValueError("each of words is one word of letters")
+        return words
+
+    def methods(self) -> list[tuple[str, str]]:
+        """Codes and meanings of what is done to every header under these choices, in the order of their codes."""
+        chosen = [METHOD_CODES[option] for option in self.options]
+        return sorted([BASIC_PROFILE, *chosen, *([SAFE_PRIVATE] if self.safe_private else [])])
+
+
+BASIC = Choices()
 SHORTEST_WORD = 3  # shorter pieces of a name would strike out half of any text
 
 
-def action(tag: int, *, in_region: bool = False) -> Action:
-    """What to do with an attribute; ``in_region`` for items of the Sequence of Ultrasound Regions.
-
-    >>> action(0x0010_0010).value, action(0x0009_1001).value, action(0x0028_0010).value
-    ('remove', 'remove', 'keep')
-    >>> action(0x0028_0010, in_region=True).value
-    'remove'
-    """
-    return (REGION_ACTIONS if in_region else ACTIONS).get(tag, Action.REMOVE)
-
-
 def deny_words(values: Iterable[str]) -> frozenset[str]:
-    """Words and whole values that must not survive in text: case folded, each of at least ``SHORTEST_WORD`` characters.
+    """Words and whole values that must not survive in text, in lower case and every spelling, each of at least ``SHORTEST_WORD`` characters.
 
     >>> sorted(deny_words(["DOE^Jane", "12-345"]))
     ['12-345', '345', 'doe', 'doe^jane', 'jane']
     """
     found: set[str] = set()
     for value in values:
-        whole = value.strip().casefold()
-        found.update(word for word in (whole, *re.split(r"[\W_]+", whole)) if len(word) >= SHORTEST_WORD)
+        whole = value.strip()
+        for word in (whole, *re.split(r"[\W_]+", whole)):
+            found.update(form for form in spellings(word) if len(form) >= SHORTEST_WORD)
     return frozenset(found)

@@ -4,6 +4,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from busgen_privacy.pixel_text import PixelText
+
 Share = float  # in [0, 1]
 
 
@@ -148,6 +150,7 @@ class Findings(_Finding):
         released: Released images.
         reference: Public images that attacks were calibrated on.
         duplicates: Released images that are byte for byte another released one.
+        text: Text in the released pixels; None: not looked for.
         not_run: What was not run here, and why, a sentence each.
     """
 
@@ -165,4 +168,5 @@ class Findings(_Finding):
     released: int = Field(ge=1)
     reference: int = Field(ge=1)
     duplicates: int = Field(ge=0)
+    text: PixelText | None = None
     not_run: tuple[str, ...]

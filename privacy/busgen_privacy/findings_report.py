@@ -1,33 +1,17 @@
-"""The hospital's own report of a suite's findings: one HTML file that needs nothing else, the verdict and its reasons first.
-
-No script, no font, no picture from elsewhere; a content security policy in the file holds a browser to that.
-"""
+"""The hospital's own report of a suite's findings, exact and with the nearest pairs: it must not leave. What travels is ``report``."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from busgen_core.release import GateVerdict, PrivacyStatement
-from busgen_privacy.charts import histograms, log_roc, roc
+from busgen_privacy.charts import Estimate, Histograms, Rocs, bars, forest, histograms, log_rocs
 from busgen_privacy.dp.accounting import gdp_mu
-from busgen_privacy.findings import Findings
-from busgen_privacy.report import data_url, promise_in_words
-from busgen_privacy.texts import texts
+from busgen_privacy.findings import AttackFinding, Findings
+from busgen_privacy.page import Method, data_url, figures, group, promise_in_words, render_page
 
-WIDEST = 360.0  # of a bar, SVG units
-
-
-@dataclass(frozen=True, slots=True)
-class Bar:
-    """One epsilon."""
-
-    name: str
-    value: float
-    width: float
-    claim: bool
-    above: bool  # a measured bound above the claim
+RATES = (0.05, 0.01, 0.001)  # of false alarms, in the table
+FIGURES = ("auc", "interval", "chance", "hits", "together", "ceiling", "epsilon_low", "caught", "copies", "registered", "disclosure")
 
 
 def render_findings(
@@ -52,33 +36,62 @@ def render_findings(
     Raises:
         ConfigError: a language that is not there.
     """
-    environment = Environment(
-        loader=PackageLoader("busgen_privacy"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    claim = None if findings.epsilon is None or findings.delta is None else (findings.epsilon, findings.delta)
-    sentences = texts(language)
-    groups = {str(sentences[name]): np.array(values) for name, values in findings.distances.model_dump().items()}
-    curves = {a.name: roc(np.array(a.scores.members), np.array(a.scores.holdout)) for a in findings.attacks if not a.diagnostic}
-    return environment.get_template("findings.html").render(
+    attacks = ranked(findings.attacks)
+    deciding = [attack for attack in attacks if not attack.diagnostic]
+    seen = [attack.caught for attack in deciding if attack.caught is not None]
+    claim = findings.epsilon
+    return render_page(
+        "findings.html",
+        language=language,
         found=findings,
+        attacks=attacks,
+        strongest=deciding[0] if deciding else None,
+        caught=min(seen, default=None),
+        blind=[attack.name for attack in deciding if attack.caught is None],
         verdict=verdict,
         facts=facts,
         statement=statement,
-        factor=None if claim is None else promise_in_words(claim[0]),
-        roc=log_roc(curves, mu=None if claim is None else gdp_mu(*claim)),
-        bars=_bars(findings, str(sentences["claimed"])),
-        distances=histograms(groups),
+        factor=None if claim is None else promise_in_words(claim, language),
+        forest=forest([_estimate(attack) for attack in attacks]),
+        rates=RATES,
+        rocs=_rocs(findings, deciding),
+        epsilons=bars({attack.name: attack.epsilon_low for attack in deciding}, held=claim),
+        distances=_distances(findings, language),
         pairs=[tuple(data_url(png) for png in pair) for pair in pairs],
-        t=sentences,
-        language=language,
+        methods=_methods(attacks, language),
+        figures=figures(FIGURES if statement is None else (*FIGURES, "accountant"), language),
     )
 
 
-def _bars(findings: Findings, claimed: str) -> list[Bar]:
-    claim = findings.epsilon
-    largest = max([attack.epsilon_low for attack in findings.attacks] + [claim or 0.0, 1.0])
-    bars = [] if claim is None else [Bar(claimed, claim, round(WIDEST * claim / largest, 1), claim=True, above=False)]
-    for attack in findings.attacks:
-        bound = attack.epsilon_low
-        bars.append(Bar(attack.name, bound, round(WIDEST * bound / largest, 1), claim=False, above=claim is not None and bound > claim))
-    return bars
+def ranked(attacks: Sequence[AttackFinding]) -> list[AttackFinding]:
+    """Strongest first, diagnostic ones last."""
+    return sorted(attacks, key=lambda attack: (attack.diagnostic, -attack.auc))
+
+
+def _estimate(attack: AttackFinding) -> Estimate:
+    return Estimate(
+        name=attack.name,
+        auc=attack.auc,
+        low=attack.low,
+        high=attack.high,
+        ceiling=attack.ceiling,
+        caught=attack.caught,
+        diagnostic=attack.diagnostic,
+    )
+
+
+def _rocs(findings: Findings, attacks: Sequence[AttackFinding]) -> Rocs:
+    scores = {attack.name: (np.array(attack.scores.members), np.array(attack.scores.holdout)) for attack in attacks}
+    promised = None if findings.epsilon is None or findings.delta is None else gdp_mu(findings.epsilon, findings.delta)
+    return log_rocs(scores, mu=promised)
+
+
+def _distances(findings: Findings, language: str) -> Histograms:
+    names = group("groups", language)
+    return histograms({names[name]: np.array(values) for name, values in findings.distances.model_dump().items()})
+
+
+def _methods(attacks: Sequence[AttackFinding], language: str) -> list[Method]:
+    """How each attack works; an attack that the texts do not know is told by its own question."""
+    words, units = group("methods", language), group("costs", language)
+    return [Method(name=a.name, words=words.get(a.name, a.what), source=a.source, cost=units[a.kind].format(count=f"{a.cost:,.0f}")) for a in attacks]

@@ -4,7 +4,6 @@
 ``role``: ``FOLDER:ROLE``. Without the table every image counts as a patient of its own.
 """
 
-import csv
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from busgen_core.errors import CorruptImageError, InputError, TableError, Unavai
 from busgen_core.images import decode_gray
 from busgen_core.labels import Pathology, parse_pathology
 from busgen_core.repository import arrays, read_parquet
+from busgen_core.tables import whole_rows
 from busgen_privacy.cohort import Cohort
 
 PX = 64  # what the encoder and the attacks see
@@ -57,9 +57,19 @@ def read_people(where: str) -> Cohort:
     if not rows:
         raise InputError("no image was found; give a folder of PNG or JPEG files, or one with images.csv")
     images = np.stack([_decoded(folder / row["file"], number) for number, row in enumerate(rows)])
-    patients = tuple(_patient(row) for row in rows)
+    patients = tuple(_patient(folder, row) for row in rows)
     _check_once(images, patients)
     return Cohort(images, tuple(_label(row) or Pathology.NORMAL for row in rows), (None,) * len(rows), patients)
+
+
+def read_scanners(where: str) -> tuple[str, ...]:
+    """Scanner of each image that ``read_people`` reads, in its order; nothing where the table does not name one for each.
+
+    Raises:
+        UnavailableError, TableError: as ``read_people``.
+    """
+    found = tuple(row.get("device", "") for row in _rows(*_where(where)))
+    return found if all(found) else ()
 
 
 def read_release(where: Path) -> Released:
@@ -126,17 +136,13 @@ def _rows(folder: Path, role: str | None) -> Iterator[dict[str, str]]:
         files = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.suffix.lower() in ENDINGS)
         yield from ({"file": file} for file in files)
         return
-    with table.open(newline="", encoding="utf-8") as stream:
-        rows = list(csv.DictReader(stream))
-    if not rows or "file" not in rows[0] or (role is not None and "role" not in rows[0]):
-        raise TableError("images.csv is empty, or lacks the column file (or role)")
-    if any(None in row or None in row.values() for row in rows):
-        raise TableError("images.csv is torn: a row has more or fewer cells than the header")
+    rows = whole_rows(table, required=("file",) if role is None else ("file", "role"))
     yield from (row for row in rows if role is None or row["role"] == role)
 
 
-def _patient(row: dict[str, str]) -> str:
-    return next((row[name] for name in PATIENT if row.get(name)), row["file"])
+def _patient(folder: Path, row: dict[str, str]) -> str:
+    """Whose image it is; without a name, nobody else's: files of one name in two folders are two patients."""
+    return next((row[name] for name in PATIENT if row.get(name)), f"{folder.resolve()}/{row['file']}")
 
 
 def _label(row: dict[str, str]) -> Pathology | None:

@@ -1,6 +1,6 @@
 """The gate: turns an audit and a policy into *release* or *refuse*, with every reason in plain words. Pure.
 
-``judge`` asks four things, and one that fails is enough to refuse:
+``judge`` asks five things, and one that fails is enough to refuse:
 
 1.  Does an attack surely tell members from patients never seen, by more than is granted? What is granted is a Gaussian leak (``leak``):
     *   with a promise, the smaller of what (epsilon, delta) allows at all and AUC .575, what epsilon 1 allows. The ceiling alone would be
@@ -17,6 +17,7 @@
     the promise; what the holdout gives, chance alone, is said beside it.
 3.  Are there holdout patients enough?
 4.  Would the audit have seen a leak? At least one attack must have caught ``must_catch_auc`` four times out of five (``power``).
+5.  Where text was looked for in the released pixels: does some read like a name, a number or a date? This follows from what leaves alone.
 
 False alarms: if members and holdout are exchangeable and nothing was learnt, 1 refuses with chance at most ``family_level`` without a
 promise, and far less with one. That assumes a split by patient, at random, before adaptation; a split by site or year looks like a leak.
@@ -35,6 +36,7 @@ from busgen_privacy.audit import TravellingAttack, TravellingAudit
 from busgen_privacy.dp.accounting import gdp_mu
 from busgen_privacy.findings import CopyFinding, Findings
 from busgen_privacy.leak import auc_chance, auc_of, hit_chance, hit_rate_of, mu_of
+from busgen_privacy.pixel_text import PixelText
 from busgen_privacy.policy import GatePolicy
 from busgen_privacy.power import in_words, sight
 from busgen_privacy.statistics import ceiling_auc, holm
@@ -102,26 +104,37 @@ class CopyFigures:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Evidence:
-    """All that the gate judges. Exact: stays in the hospital.
+class Claim:
+    """What is promised, and to how many.
 
     Attributes:
         epsilon: Claim, if it comes from composed Gaussian mechanisms as ours does; None for any other or no claim.
         delta: Claim.
-        attacks: Every attack that was run.
-        near_copies: Copies by pixels as they are.
-        registered_copies: Copies after registration.
         members: Member patients.
-        holdout: Holdout patients.
     """
 
     epsilon: float | None
     delta: float | None
+    members: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evidence(Claim):
+    """All that the gate judges: the claim, and what was found. Exact: stays in the hospital.
+
+    Attributes:
+        attacks: Every attack that was run.
+        near_copies: Copies by pixels as they are.
+        registered_copies: Copies after registration.
+        holdout: Holdout patients.
+        text: Text in the released pixels; None: not looked for.
+    """
+
     attacks: tuple[AttackFigures, ...]
     near_copies: CopyFigures
     registered_copies: CopyFigures
-    members: int
     holdout: int
+    text: PixelText | None = None
 
     @classmethod
     def of(cls, findings: Findings) -> "Evidence":
@@ -146,6 +159,7 @@ class Evidence:
             registered_copies=_figures(findings.registered_copies),
             members=findings.members,
             holdout=findings.holdout,
+            text=findings.text,
         )
 
 
@@ -163,23 +177,25 @@ def judge(evidence: Evidence, policy: GatePolicy) -> GateVerdict:
     Returns:
         *refuse* with every reason against, and what the refusal itself tells; or *release* with everything that was checked.
     """
-    checked = [*_attacked(evidence, policy), *_copied(evidence, policy), _held_out(evidence.holdout, policy)]
+    written = () if evidence.text is None else (evidence.text.judged(),)
+    checked = [*_attacked(evidence, policy), *_copied(evidence, policy), _held_out(evidence.holdout, policy), *written]
     if against := tuple(text for good, text in checked if not good):
-        return GateVerdict(verdict="refuse", reasons=(*against, STAYS))
+        of_images_alone = against == tuple(text for _, text in written)  # then no patient's own figure decided
+        return GateVerdict(verdict="refuse", reasons=against if of_images_alone else (*against, STAYS))
     return GateVerdict(verdict="release", reasons=tuple(text for _, text in checked))
 
 
-def promised_mu(evidence: Evidence, policy: GatePolicy) -> float | None:
+def promised_mu(claim: Claim, policy: GatePolicy) -> float | None:
     """Gaussian leak that the claim allows at all; None where there is no claim that counts."""
-    epsilon, delta = evidence.epsilon, evidence.delta
-    if epsilon is None or delta is None or not 0 < epsilon <= policy.weakest_promise or not 0 < delta * max(evidence.members, 1) <= 1:
+    epsilon, delta = claim.epsilon, claim.delta
+    if epsilon is None or delta is None or not 0 < epsilon <= policy.weakest_promise or not 0 < delta * max(claim.members, 1) <= 1:
         return None
     return gdp_mu(epsilon, delta)
 
 
-def granted_mu(evidence: Evidence, policy: GatePolicy) -> float:
+def granted_mu(claim: Claim, policy: GatePolicy) -> float:
     """Gaussian leak above which no attack may surely lie."""
-    promise = promised_mu(evidence, policy)
+    promise = promised_mu(claim, policy)
     return 0.0 if promise is None else min(promise, mu_of(policy.tolerated_auc))
 
 

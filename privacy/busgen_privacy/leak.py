@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from scipy.special import bdtrc, betaincinv, ndtr, ndtri
 
 from busgen_core.errors import InputError
+from busgen_privacy.dp.accounting import gdp_epsilon
 from busgen_privacy.statistics import Scores, auc, passing, share_bounds
 
 LAW_SEED = 20260  # chances are functions of the figures alone: the same audit gets the same verdict everywhere
@@ -138,8 +139,6 @@ def gaussian_epsilon(members: Scores, holdout: Scores, *, delta: float, confiden
     while high - low > MU_STEP:
         middle = (low + high) / 2
         low, high = (middle, high) if refuted(middle) else (low, middle)
-    from busgen_privacy.dp.canaries import gdp_epsilon
-
     return gdp_epsilon(low, delta)
 
 

@@ -13,6 +13,7 @@ from scipy.optimize import brentq
 from scipy.special import ndtri
 
 from busgen_core.errors import InputError
+from busgen_privacy.dp.accounting import gdp_epsilon
 from busgen_privacy.leak import mu_of
 from busgen_privacy.statistics import auc_deviation
 
@@ -87,8 +88,6 @@ def sight(*, members: int, holdout: int, level: float, tests: int, null: float =
         null: AUC that is granted (``gate``).
         delta: Where the caught leak's epsilon is stated.
     """
-    from busgen_privacy.dp.canaries import gdp_epsilon
-
     value = caught_auc(members=members, holdout=holdout, level=level / tests, null=null)
     mu = None if value is None else mu_of(value)
     return Sight(members=members, holdout=holdout, auc=value, mu=mu, epsilon=None if mu is None else gdp_epsilon(mu, delta), delta=delta)

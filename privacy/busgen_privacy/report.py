@@ -1,38 +1,22 @@
-"""Renders an audit for people: one HTML file that needs nothing else, with the verdict and its reasons first.
+"""The report that travels with a release: what its ``audit.json`` holds, for people. Noised figures and public constants; no image can enter it."""
 
-No script, no font, no picture from elsewhere; a content security policy in the file holds a browser to that. Light or
-dark as the reader's system is, and printable.
-"""
+from collections.abc import Mapping
 
-import base64
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from math import exp
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from scipy.optimize import brentq
+from scipy.special import ndtri
 
 from busgen_core.release import GateVerdict, PrivacyStatement
-from busgen_privacy.audit import TravellingAudit
+from busgen_privacy.audit import TravellingAttack, TravellingAudit
+from busgen_privacy.charts import Estimate, bars, forest
+from busgen_privacy.dp.accounting import gdp_epsilon
+from busgen_privacy.leak import mu_of
+from busgen_privacy.page import figures, methods_named, promise_in_words, render_page
+from busgen_privacy.policy import CONSORTIUM_GATE
+from busgen_privacy.power import OFTEN
+from busgen_privacy.statistics import auc_deviation
 
-LEFT, WIDTH, ROW = 150, 420, 30  # of the chart, in SVG units: names, axis, height of one attack
-NOT_TESTED = (
-    "Attacks stronger than those listed. An attack that fails proves nothing; the promise rests on the mathematics.",
-    "Attackers who know more of a patient than their own image, or who hold many of a patient's images.",
-    "What this release gives away together with other hospitals' releases of the same patients.",
-    "Whether the images are of use: that is measured elsewhere, on real patients.",
-)
-
-
-@dataclass(frozen=True, slots=True)
-class _Bar:
-    """One attack in the chart, positions in SVG units."""
-
-    name: str
-    y: int
-    low: float
-    high: float
-    auc: float
-    ceiling: float
+FIGURES = ("auc", "noised", "ceiling", "epsilon_noised", "caught_noised", "accountant")
+WIDTH = float(ndtri(0.975))  # of a 95 % interval, in standard deviations
 
 
 def render(
@@ -41,62 +25,68 @@ def render(
     verdict: GateVerdict,
     statement: PrivacyStatement,
     facts: Mapping[str, str],
-    not_tested: Sequence[str] = NOT_TESTED,
+    language: str = "en",
 ) -> str:
     """The audit that travels as one HTML file; the hospital's own, with exact figures, is ``findings_report``.
+
+    Guarantees: post-processing of its arguments, none of which holds an image or an exact figure of the audit.
 
     Args:
         audit: Noised figures and public constants.
         verdict: The gate's, on these figures.
         statement: What is promised.
-        facts: What the reader should know of the release, label to text, in this order.
-        not_tested: What nobody has tried.
+        facts: What the reader should know of the release, label to text, in this order; public.
+        language: Of the sentences (``texts``); reasons and statement stay as they were given.
+
+    Raises:
+        ConfigError: a language that is not there.
     """
-    environment = Environment(
-        loader=PackageLoader("busgen_privacy"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template("report.html").render(
+    return render_page(
+        "report.html",
+        language=language,
         audit=audit,
         verdict=verdict,
         statement=statement,
         facts=facts,
-        factor=promise_in_words(statement.epsilon),
-        chart=_bars(audit),
-        ticks=[(value / 10, _x(value / 10)) for value in range(0, 11, 1)],
-        left=LEFT,
-        width=WIDTH,
-        row=ROW,
-        not_tested=tuple(not_tested),
+        factor=promise_in_words(statement.epsilon, language),
+        strongest=max(audit.attacks, key=lambda attack: attack.auc),
+        caught=caught_noised(audit, ceiling=max(attack.ceiling for attack in audit.attacks)),
+        must_catch=CONSORTIUM_GATE.must_catch_auc,
+        forest=forest([Estimate(name=a.name, auc=a.auc, low=a.low, high=a.high, ceiling=a.ceiling) for a in audit.attacks]),
+        epsilons=bars({attack.name: _epsilon_low(attack, audit.delta) for attack in audit.attacks}, held=audit.epsilon),
+        methods=methods_named(" ".join(attack.what for attack in audit.attacks), language),
+        figures=figures(FIGURES, language),
     )
 
 
-def promise_in_words(epsilon: float) -> str:
-    """What epsilon means for one patient.
+def caught_noised(audit: TravellingAudit, *, ceiling: float, often: float = OFTEN) -> float | None:
+    """Smallest true AUC whose noised figure lies, interval and all, above ``ceiling`` with chance ``often``; None where none does.
 
-    >>> promise_in_words(1.0)
-    '2.7'
-    >>> promise_in_words(8.0)
-    '3.0 thousand'
+    A figure of true value A is drawn with deviation s(A): that of an AUC on the public floors of patients (Hanley & McNeil 1982,
+    equation 2) and of the noise together. It is called from k = ceiling + 1.96 s(k) on, and A = k + z(often) s(A).
+
+    >>> loud, quiet = (TravellingAudit.model_construct(smallest_cohort=300, smallest_holdout=200, noise_std=std) for std in (0.2, 0.02))
+    >>> print(caught_noised(loud, ceiling=0.694), round(caught_noised(quiet, ceiling=0.694) or 0, 2))
+    None 0.78
     """
-    factor = exp(min(epsilon, 300))
-    for size, name in ((1e6, "million"), (1e3, "thousand")):
-        if factor >= size:
-            return f"{factor / size:.1f} {name}" if factor < 1e9 else "more than a billion"
-    return f"{factor:.1f}"
+
+    def deviation(value: float) -> float:
+        sampling = auc_deviation(value, positives=audit.smallest_cohort, negatives=audit.smallest_holdout)
+        return float((sampling**2 + audit.noise_std**2) ** 0.5)
+
+    def called(value: float) -> float:
+        return value - ceiling - WIDTH * deviation(value)
+
+    if called(1.0) <= 0:
+        return None
+    threshold = brentq(called, ceiling, 1.0)
+
+    def excess(value: float) -> float:
+        return float(value - threshold - ndtri(often) * deviation(value))
+
+    return float(brentq(excess, threshold, 1.0)) if excess(1.0) > 0 else None
 
 
-def _bars(audit: TravellingAudit) -> list[_Bar]:
-    return [
-        _Bar(attack.name, ROW * number + ROW // 2, _x(attack.low), _x(attack.high), _x(attack.auc), _x(attack.ceiling))
-        for number, attack in enumerate(audit.attacks)
-    ]
-
-
-def _x(auc: float) -> float:
-    """Position of an AUC on the chart's axis, 0 to 1."""
-    return round(LEFT + WIDTH * auc, 1)
-
-
-def data_url(png: bytes) -> str:
-    """A picture inside the page."""
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+def _epsilon_low(attack: TravellingAttack, delta: float) -> float:
+    """Epsilon of the Gaussian leak whose AUC is the lower end of the interval."""
+    return gdp_epsilon(mu_of(attack.low), delta)

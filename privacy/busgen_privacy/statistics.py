@@ -123,10 +123,10 @@ def holm(chances: Sequence[float], *, level: float) -> tuple[bool, ...]:
     return tuple(bool(one) for one in kept)
 
 
-def share_bounds(counts: NDArray[np.int64], total: int, *, alarm: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def share_bounds(counts: NDArray[np.int64] | int, total: int, *, alarm: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Lower and upper bound of a share, each wrong with chance at most ``alarm`` (Clopper & Pearson 1934, doi:10.1093/biomet/26.4.404).
 
-    >>> [round(float(bound[0]), 3) for bound in share_bounds(np.array([0]), 10, alarm=0.025)]
+    >>> [round(float(bound), 3) for bound in share_bounds(0, 10, alarm=0.025)]
     [0.0, 0.308]
     """
     counts = np.asarray(counts)

@@ -93,7 +93,7 @@ def init(
 
 @app.command("start")
 def start(config: Config = HUB_TOML) -> None:
-    """Run the hub until it is told to stop: SuperLink, gateway, launcher, trainer, dashboard; restarted when they end.
+    """Run the hub until it is told to stop: SuperLink, gateway, launcher, trainer, re-audits, dashboard; restarted when they end.
 
     Exit status: 0 stopped, 1 refused or invalid, 2 wrong usage.
     """
@@ -118,6 +118,7 @@ def programs(settings: HubSettings) -> list[Program]:
         "gateway": "busgen_server.gateway",
         "launcher": "busgen_server.flower_app.launcher",
         "trainer": "busgen_server.trainer",
+        "reaudits": "busgen_server.reaudits",
         "dashboard": "busgen_server.dashboard",
     }
     return [
@@ -278,6 +279,17 @@ def campaign_show(campaign_id: str, config: Config = HUB_TOML, as_json: AsJson =
     print_rows(rows, as_json=as_json)
 
 
+@campaign_app.command("close")
+def campaign_close(campaign_id: str, config: Config = HUB_TOML) -> None:
+    """Wait for no further hospital: train and score on the releases that were admitted. Without this the deadline does it.
+
+    A hospital that refuses its release, or whose job failed, is shown as in review until then: which it is stays there.
+
+    Exit status: 0 done, 1 not open, 2 wrong usage.
+    """
+    _store(config).set_campaign_state(campaign_id, "scoring")
+
+
 @campaign_app.command("cancel")
 def campaign_cancel(campaign_id: str, config: Config = HUB_TOML) -> None:
     """Cancel a campaign; releases that arrived stay.
@@ -304,12 +316,12 @@ def campaign_results(campaign_id: str, config: Config = HUB_TOML, as_json: AsJso
 
 @catalogue_app.command("list")
 def catalogue_list(config: Config = HUB_TOML, as_json: AsJson = False) -> None:
-    """Releases, admitted, rejected and retired, and what their hospitals have said of them since.
+    """Releases, admitted, rejected and retired, what their hospitals have said of them since, and whether the hub's own look gave remarks.
 
     Exit status: 0 done, 1 invalid settings, 2 wrong usage.
     """
     store = _store(config)
-    print_rows([_release_row(r, notices=store.withdrawals()) for r in store.releases()], as_json=as_json)
+    print_rows([_release_row(store, r, notices=store.withdrawals()) for r in store.releases()], as_json=as_json)
 
 
 @release_app.command("retire")
@@ -325,17 +337,20 @@ def release_retire(release: Annotated[str, typer.Argument(help="Its id, as 'cata
 @release_app.command("reaudit")
 def release_reaudit(
     release: Annotated[str, typer.Argument(help="Its id, as 'catalogue list' has it.")],
-    public: Annotated[str | None, typer.Option(help="Public images: FOLDER, or FOLDER:ROLE to pick rows of its images.csv.")] = None,
+    public: Annotated[str | None, typer.Option(help="Public images: FOLDER, or FOLDER:ROLE; without it, public_images of hub.toml.")] = None,
     config: Config = HUB_TOML,
     as_json: AsJson = False,
 ) -> None:
-    """Look at a release again, without any real patient: repeats, what images say of site and label, balance, quality. Kept beside the release.
+    """Look at a release again, without any real patient: repeats, site and label, text, balance, quality, its own claims. Kept in the store.
+
+    The hub does this by itself when it admits a release; here it is done once more, and now.
 
     Exit status: 0 done, 1 no such release was admitted, or images that cannot be read, 2 wrong usage.
     """
     from busgen_server.reaudits import reaudit_release
 
-    found = reaudit_release(_store(config), load_settings(config).data, release, public=public)
+    settings = load_settings(config)
+    found = reaudit_release(_store(config), settings.data, release, public=public or settings.public_images)
     if as_json:
         typer.echo(found.model_dump_json())
         return
@@ -388,10 +403,12 @@ def _foundation_row(settings: HubSettings, version: foundations.Version, registe
     return {**row, "added": version.added, "registered": registered.get(version.digest, "")} if as_json else row
 
 
-def _release_row(row: ReleaseRow, *, notices: Set[tuple[str, str]]) -> dict[str, object]:
+def _release_row(store: HubStore, row: ReleaseRow, *, notices: Set[tuple[str, str]]) -> dict[str, object]:
+    from busgen_server.looks import look_and_findings, look_words
+
     notice = withdrawal_words(row.epsilon, retired=row.state == "retired") if (row.campaign_id, row.site) in notices else ""
     shown = {"release": row.release_id, "site": row.site, "state": row.state, "code": row.code, "epsilon": row.epsilon}
-    return {**shown, "gate": row.gate, "images": row.images, "notice": notice}
+    return {**shown, "gate": row.gate, "images": row.images, "look": look_words(look_and_findings(store, row)[0]), "notice": notice}
 
 
 def _store(config: Path) -> HubStore:

@@ -104,6 +104,18 @@ class ReleaseRow(Base):
     created: Mapped[datetime] = mapped_column(default=now)
 
 
+class ReauditRow(Base):
+    """What the hub found in a release without patients; ``found`` is busgen_privacy.reaudit_findings.Reaudit as JSON, None until there is one."""
+
+    __tablename__ = "reaudits"
+
+    release_id: Mapped[str] = mapped_column(ForeignKey("releases.release_id"), primary_key=True)
+    found: Mapped[Json | None] = mapped_column(default=None)
+    code: Mapped[str] = mapped_column(default="")  # of the last failure; empty after a success
+    attempts: Mapped[int] = mapped_column(default=0)  # since the last success
+    updated: Mapped[datetime] = mapped_column(default=now)
+
+
 class WithdrawalRow(Base):
     """A site's notice that its release of a campaign holds a patient who withdrew consent since. It is never taken back."""
 

@@ -28,6 +28,8 @@ class HubSettings(TomlSettings):
         certificate_names: DNS names and IP addresses in the gateway's certificate; what hospitals connect to.
         chunk_bytes: Largest piece of a foundation or release in one message.
         poll_seconds: Pause between two rounds of questions to the nodes.
+        public_images: Public images that admitted releases are compared with: FOLDER, or FOLDER:ROLE to pick rows of its images.csv; relative
+            to the TOML file. Without it the hub cannot tell quality, nor leaks of label and scanner.
     """
 
     model_config = SettingsConfigDict(env_prefix="BUSGEN_HUB__", env_nested_delimiter="__", extra="forbid")
@@ -42,6 +44,7 @@ class HubSettings(TomlSettings):
     certificate_names: tuple[str, ...] = Field(default=("localhost", "127.0.0.1"), min_length=1)
     chunk_bytes: int = Field(default=4 * MEBIBYTE, ge=64 * 1024, le=64 * MEBIBYTE)
     poll_seconds: float = Field(default=5, gt=0, le=3600)
+    public_images: str | None = Field(default=None, min_length=1)
 
 
 def load_settings(file: Path) -> HubSettings:
@@ -51,4 +54,5 @@ def load_settings(file: Path) -> HubSettings:
         ConfigError: missing, not TOML, or a value outside its range; names the settings that are wrong.
     """
     settings = read_settings(HubSettings, file, missing="run 'busgen-hub init' first")
-    return settings.model_copy(update={"data": file.parent / settings.data})
+    public = None if settings.public_images is None else str(file.parent / settings.public_images)
+    return settings.model_copy(update={"data": file.parent / settings.data, "public_images": public})

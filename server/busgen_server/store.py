@@ -19,7 +19,9 @@ from busgen_server.database import (
     CampaignState,
     JobRow,
     JournalRow,
+    Json,
     ModelRow,
+    ReauditRow,
     ReleaseRow,
     ReleaseState,
     ResultRow,
@@ -248,6 +250,33 @@ class HubStore:
     def withdrawals(self) -> set[tuple[str, str]]:
         """Campaign and site of every release that holds a withdrawn patient, as the sites have said."""
         return {(row.campaign_id, row.site) for row in self._all(select(WithdrawalRow))}
+
+    # Re-audits
+
+    def reaudit(self, release_id: str) -> ReauditRow | None:
+        """What the hub found in a release by itself, or that it tried."""
+        return self._one(ReauditRow, release_id)
+
+    def start_reaudit(self, release_id: str) -> None:
+        """Count an attempt, before it is made: a process that dies has had it."""
+        with self._writing() as session:
+            row = session.get(ReauditRow, release_id) or ReauditRow(release_id=release_id, attempts=0)
+            row.attempts, row.code, row.updated = row.attempts + 1, "", now()
+            session.add(row)
+
+    def keep_reaudit(self, release_id: str, *, found: Json) -> None:
+        """Keep what was found, in place of what was found before."""
+        with self._writing() as session:
+            session.merge(ReauditRow(release_id=release_id, found=found, code="", attempts=0, updated=now()))
+            _note(session, "release.reaudited", release_id=release_id)
+
+    def fail_reaudit(self, release_id: str, *, code: str) -> None:
+        """Note why an attempt failed; what an earlier one found stays."""
+        with self._writing() as session:
+            row = session.get(ReauditRow, release_id) or ReauditRow(release_id=release_id, attempts=1)
+            row.code, row.updated = code, now()
+            session.add(row)
+            _note(session, "release.reaudit-failed", release_id=release_id, code=code)
 
     # Downstream models, scores, results
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import tomli_w
 
-from busgen_client.cohort import CohortStore, NewImage, Role
+from busgen_client.cohort import CohortStore, NewImage, Role, open_cohort
 from busgen_client.database import open_store
 from busgen_client.jobs import JobStore
 from busgen_client.keys import create_keys
@@ -42,7 +42,7 @@ def lay_out(folder: Path, **adapt: int) -> NodeSettings:
 
 
 def cohort(settings: NodeSettings) -> CohortStore:
-    return CohortStore(open_store(settings.data), settings.data)
+    return open_cohort(settings)
 
 
 def new_image(store: CohortStore, patient: str, number: int, *, role: Role | None) -> NewImage:

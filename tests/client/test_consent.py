@@ -157,7 +157,8 @@ def test_a_job_that_has_not_released_ends_by_name(node: NodeSettings, state: Job
     done = withdraw(node, key(node, "emma"))
     assert (done.stopped, done.releases) == (("c1",), ())
     status = ask(node, "c1")
-    assert (status.state, status.code, status.withdrawal_notice) == (JobState.FAILED, "consent-withdrawn", False)
+    assert (status.state, status.code, status.withdrawal_notice) == (JobState.REVIEW, "", False)  # the hub is not told
+    assert (jobs.need("c1").state, jobs.need("c1").code) == ("failed", "consent-withdrawn")
     for way in (JobState.FAILED, JobState.REVIEW, JobState.RELEASED):
         with pytest.raises(ConsentWithdrawnError):
             jobs.move("c1", way)
@@ -166,7 +167,7 @@ def test_a_job_that_has_not_released_ends_by_name(node: NodeSettings, state: Job
     with pytest.raises(ConsentWithdrawnError):
         approve(node, jobs, "c1", PASSPHRASE)
     jobs.end("c1", JobState.FAILED, code="worker-crash")
-    assert ask(node, "c1").code == "consent-withdrawn"
+    assert jobs.need("c1").code == "consent-withdrawn"
     assert not (job_folder(node.data, "c1") / LOCAL_REPORT).exists()
     assert NodeProtocol(node).respond(ReleaseRequest(campaign_id="c1", offset=0, length=1).model_dump_json(), b"")[1] == b""
 
@@ -234,7 +235,7 @@ def test_a_crash_is_finished_by_the_same_command(node: NodeSettings, monkeypatch
         with pytest.raises(Killed):
             withdraw(node, key(node, "vivi"))
     assert ask(node, "c1").withdrawal_notice
-    assert ask(node, "c2").code == "consent-withdrawn"
+    assert JobStore(open_store(node.data)).need("c2").code == "consent-withdrawn"
     assert withdraw(node, key(node, "vivi")).stopped == ("c2",)
     assert [e.reference for e in ledger(node).entries()] == ["north-c1"]
     assert len(list((node.data / "images").iterdir())) == 8

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -14,9 +15,10 @@ from busgen_core.conditions import Condition, Encoded, encode
 from busgen_core.errors import ConfigError, LabelError, StateError, StorageFullError
 from busgen_core.foundation import Foundation
 from busgen_core.generator import SIGMA_DATA, Generator, Shape, build_network, build_scheduler
+from busgen_core.images import decode_exact
 from busgen_core.labels import Birads, Pathology
 from busgen_core.official import OfficialSizes, OfficialUNet
-from busgen_core.sampling import Request, SamplePlan, draw, requests, sample, sample_folder
+from busgen_core.sampling import Request, SamplePlan, draw, plan_images, requests, sample, sample_folder
 from busgen_core.shards import ShardStream
 from tests.core.samples import TINY
 from tests.shared import shared_data
@@ -166,6 +168,19 @@ def test_what_the_foundation_does_not_know_is_a_named_error(foundation: Foundati
     result = CliRunner().invoke(app, ["sample", "nowhere", "--count", "cyst=3"])
     assert isinstance(result.exception, LabelError)
     assert CliRunner().invoke(app, ["sample", "nowhere", "--count", "benign"]).exit_code == 2
+
+
+def test_a_plan_in_memory_is_the_plan_in_a_folder(foundation: Foundation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same images in the same order as the shards have them, batch by batch, with progress to the end; another network draws others."""
+    monkeypatch.setattr(sampling, "AT_ONCE", 3)
+    steps: list[tuple[int, int]] = []
+    images = plan_images(foundation, PLAN, progress=lambda done, total: steps.append((done, total)))
+    assert steps == [(3, 8), (6, 8), (8, 8)]
+    sample_folder(foundation, PLAN, tmp_path / "s")
+    kept = [png for file in sorted((tmp_path / "s").glob("*.parquet")) for png in pq.read_table(file)["image"].to_pylist()]
+    assert np.array_equal(images, np.stack([decode_exact(png, size=32) for png in kept]))
+    torch.manual_seed(1)
+    assert not np.array_equal(plan_images(foundation, PLAN, network=build_network(TINY, ["A"]).eval()), images)
 
 
 PLAN = SamplePlan(seed=4, counts={Pathology.BENIGN: 5, Pathology.NORMAL: 3}, evaluations=2, shard_images=3)

@@ -44,7 +44,8 @@ def take_in_phantoms(consortium: Consortium, name: str, *, seed: int, patients: 
     data = consortium.node_config(name).parent / "data"
     result = intake_dicom(CohortStore(open_node(data), data), pacs, pacs / "labels.csv", progress=False)
     assert result.added >= patients
-    assert result.quarantined == 0
+    assert set(result.codes) <= {"text-over-scan"}  # speckle that looks like a letter waits for a person, now and then
+    assert result.quarantined <= patients // 20
     return pacs
 
 

@@ -8,7 +8,7 @@ from scipy.stats import norm
 
 from busgen_core.errors import ConfigError, WatchdogError
 from busgen_privacy.dp import accounting
-from busgen_privacy.dp.accounting import SAMPLER_SLACK, GaussianEvent, epsilon_of, gdp_delta, gdp_mu, noise_for
+from busgen_privacy.dp.accounting import SAMPLER_SLACK, GaussianEvent, epsilon_of, gdp_delta, gdp_epsilon, gdp_mu, noise_for
 
 DELTA = 1e-5
 
@@ -125,3 +125,12 @@ def test_mu_inverts_its_curve(epsilon: float) -> None:
     mu = gdp_mu(epsilon, DELTA)
     assert gdp_delta(mu, epsilon) == pytest.approx(DELTA, rel=1e-5)
     assert closed_form(1 / mu, DELTA) == pytest.approx(epsilon, rel=1e-5)
+
+
+@pytest.mark.parametrize("mu", [0.3, 0.732, 1.666, 5.0])
+def test_epsilon_of_mu_inverts_the_accountants(mu: float) -> None:
+    """Epsilon of mu-GDP gives back delta and mu; below the smallest mu that delta forgives, epsilon is 0."""
+    epsilon = gdp_epsilon(mu, 1e-5)
+    assert gdp_delta(mu, epsilon) == pytest.approx(1e-5, rel=1e-6)
+    assert gdp_mu(epsilon, 1e-5) == pytest.approx(mu, rel=1e-6)
+    assert gdp_epsilon(1e-6, 1e-5) == 0

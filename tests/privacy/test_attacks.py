@@ -13,8 +13,8 @@ from busgen_core.generator import SIGMA_DATA, Generator, fold
 from busgen_core.tensors import to_unit
 from busgen_privacy.attacks import loss
 from busgen_privacy.attacks.base import Access, MemberScores
-from busgen_privacy.attacks.copies import copy_threshold, near_copies, normalised
-from busgen_privacy.cohort import Cohort
+from busgen_privacy.attacks.copies import copy_threshold, near_copies
+from busgen_privacy.cohort import Cohort, normalised
 from busgen_privacy.dp.accounting import GaussianEvent, _pld, epsilon_of, gdp_delta, gdp_mu
 from busgen_privacy.statistics import auc, auc_deviation, auc_interval, ceiling_auc
 from tests.privacy.small import cohort, small_foundation

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from busgen_core.errors import GateRefusedError
 from busgen_privacy.audit import TravellingAudit, travelling
 from busgen_privacy.dp.noise import SecureGaussian, SeededGaussian
-from busgen_privacy.findings import Findings
+from busgen_privacy.findings import AttackFinding, Findings
 from busgen_privacy.policy import GatePolicy, Policy
 from busgen_privacy.statistics import auc
 from tests.privacy.found import COPIES, attack, findings
@@ -24,6 +24,11 @@ def audit_of(*, value: float = 0.6, members: int = 33, holdout: int = 27, copies
     return findings(*attacks, attack("closest-record", auc=0.99, epsilon=8, diagnostic=True, **sizes), epsilon=8, copies=copies, **sizes)
 
 
+def with_attack(audit: Findings, more: AttackFinding) -> Findings:
+    """The same findings and one attack more."""
+    return audit.model_copy(update={"attacks": (*audit.attacks, more)})
+
+
 def test_one_patient_moves_the_auc_by_at_most_one_over_the_floor() -> None:
     """The sensitivity bound, by brute force at its worst: scores at the extremes, one patient removed on either side, at the floors."""
     rng = np.random.default_rng(0)
@@ -36,6 +41,15 @@ def test_one_patient_moves_the_auc_by_at_most_one_over_the_floor() -> None:
         worst = max(worst, *(abs(whole - auc(np.delete(members, i), holdout)) * 30 for i in range(31)))
         worst = max(worst, *(abs(whole - auc(members, np.delete(holdout, i))) * 20 for i in range(21)))
     assert 0.9 < worst <= 1
+
+
+def test_attacks_whose_scores_are_not_one_patients_alone_do_not_travel() -> None:
+    """The registration attack is judged at home; however high it is, the figure that travels neither holds nor names it."""
+    high = attack("registration", auc=1.0, epsilon=8, members=33, holdout=27)
+    both, alone = (travelling(audit, POLICY, SeededGaussian(3)) for audit in (with_attack(audit_of(), high), audit_of()))
+    assert both == alone
+    with pytest.raises(GateRefusedError, match="may travel"):
+        travelling(findings(high, epsilon=8, members=33, holdout=27), POLICY, SeededGaussian(3))
 
 
 def test_the_figure_that_travels_has_the_promised_noise() -> None:

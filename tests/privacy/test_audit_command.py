@@ -13,6 +13,7 @@ from busgen_core.errors import CorruptImageError, GateRefusedError, InputError, 
 from busgen_core.images import encode_png
 from busgen_privacy.cli import app
 from busgen_privacy.folders import read_people, read_release
+from busgen_privacy.suite import Release, check
 from tests.privacy.test_suite import sides
 
 
@@ -66,6 +67,47 @@ def test_without_a_table_every_image_is_a_patient(tmp_path: Path) -> None:
     assert len(read_people(str(folder(tmp_path / "a", images))).patient_rows()) == 4
     grouped = folder(tmp_path / "b", images, [{"group": name} for name in "xxyz"])
     assert list(read_people(str(grouped)).patient_rows().values()) == [[0, 1], [2], [3]]
+
+
+def test_files_of_one_name_in_two_folders_are_two_patients(tmp_path: Path) -> None:
+    """Members and holdout in folders of their own, numbered alike: two people each time. One folder on both sides: the same people, refused."""
+    images = sides()[0].images
+    inside, outside = (read_people(str(folder(tmp_path / name, part))) for name, part in (("a", images[:3]), ("b", images[3:6])))
+    check(Release(images=images), inside, outside, images)
+    with pytest.raises(InputError, match="3 patients are members and holdout at once"):
+        check(Release(images=images), inside, read_people(str(tmp_path / "a")), images)
+
+
+def test_an_image_of_two_names_is_on_both_sides(tmp_path: Path) -> None:
+    """A member's file copied into the holdout's folder under another name is noticed by its pixels."""
+    images = sides()[0].images
+    inside, outside = (read_people(str(folder(tmp_path / name, images[rows]))) for name, rows in (("a", [0, 1, 2]), ("b", [3, 4, 5, 2])))
+    with pytest.raises(InputError, match="1 images are of members and of holdout patients at once"):
+        check(Release(images=images), inside, outside, images)
+
+
+TABLES = {
+    "byte order mark, as spreadsheets write it": (b"\xef\xbb\xbffile,patient\n000.png,a\n", None),
+    "not UTF-8": ("file,patient\n000.png,M\u00fcller\n".encode("latin-1"), "UTF-8"),
+    "a quote that is not closed": (b'file,patient\n000.png,"a\n', "quote"),
+    "a column twice": (b"file,file\n000.png,000.png\n", "repeated"),
+    "no column file": (b"name,patient\n000.png,a\n", "lacks the columns"),
+    "a header alone": (b"file,patient\n", "empty"),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_is_read_or_refused_by_name(tmp_path: Path, name: str) -> None:
+    """Whatever the bytes of images.csv are, its rows come back or a TableError says what is wrong; nothing of a row is in it."""
+    table, words = TABLES[name]
+    where = folder(tmp_path / "a", sides()[0].images[:1])
+    (where / "images.csv").write_bytes(table)
+    if words is None:
+        assert read_people(str(where)).patients == ("a",)
+        return
+    with pytest.raises(TableError, match=words) as found:
+        read_people(str(where))
+    assert "ller" not in str(found.value)
 
 
 def test_bad_folders_are_named_without_their_files(tmp_path: Path) -> None:

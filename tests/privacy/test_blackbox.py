@@ -123,8 +123,8 @@ def test_costs_are_those_that_are_computed(monkeypatch: pytest.MonkeyPatch) -> N
 
     cdist = neighbours.cdist
     monkeypatch.setattr(neighbours, "cdist", counting)
-    stated = cost(len(released), len(reference), len(inside[1]) + len(outside[1]))
-    for attack in STANDARD:
+    stated = cost(len(released), len(reference), len(inside[1]) + len(outside[1]), attacks=ALL)
+    for attack in ALL:
         asked.clear()
         attack.run(released, reference, inside, outside)
         assert sum(asked) == stated[attack.name], attack.name
@@ -133,16 +133,33 @@ def test_costs_are_those_that_are_computed(monkeypatch: pytest.MonkeyPatch) -> N
 BAD = {
     "another size": lambda s: (s[0][:, :5], *s[1:]),
     "nothing released": lambda s: (s[0][:0], *s[1:]),
-    "no number": lambda s: (s[0], np.full_like(s[1], np.nan), *s[2:]),
+    "a reference that is no number": lambda s: (s[0], np.full_like(s[1], np.nan), *s[2:]),
+    "a member that is no number": lambda s: (*s[:2], (s[2][0], np.where(np.arange(WIDTH) == 3, np.nan, s[2][1]).astype(np.float32)), s[3]),
     "features of other images": lambda s: (*s[:2], (s[2][0], s[2][1][1:]), s[3]),
 }
 
 
 @pytest.mark.parametrize("spoil", BAD.values(), ids=BAD)
 def test_features_that_do_not_fit_are_refused(spoil: Callable) -> None:
-    """Features of another size, none, NaN, or of another number of images than the cohort has: an error, never a score."""
-    with pytest.raises(InputError):
+    """Features of another size, none, NaN, or of another number of images than the cohort has: an error that says so, never a score."""
+    with pytest.raises(InputError, match="features"):
         run_all(*spoil(scene(4, learnt=False)))
+
+
+@pytest.mark.parametrize("name", [name for name in BAD if name != "a reference that is no number"])
+def test_findings_about_a_release_refuse_features_that_do_not_fit(name: str) -> None:
+    """Holdout disclosure and closest records refuse what attacks refuse."""
+    released, _, inside, outside = BAD[name](scene(4, learnt=False))
+    for measure in (holdout_disclosure, measure_closest):
+        with pytest.raises(InputError, match="features"):
+            measure(released, inside, outside, seed=0)
+
+
+def test_a_verifier_refuses_features_of_another_encoder() -> None:
+    """Features that fit one another, but are not of the size that the verifier was trained on."""
+    narrow = [features[:, :5] for features in (drawn(np.random.default_rng(22), 9), drawn(np.random.default_rng(23), 9))]
+    with pytest.raises(InputError, match="another size"):
+        REIDENTIFY.score(narrow[0], narrow[1], narrow[1])
 
 
 def test_domias_is_the_ratio_of_two_kernel_densities() -> None:

@@ -11,14 +11,13 @@ import pytest
 from scipy.stats import nct
 
 from busgen_core.errors import InputError
-from busgen_privacy.dp.accounting import gdp_delta, gdp_mu
+from busgen_privacy.dp.accounting import gdp_mu
 from busgen_privacy.dp.canaries import (
     Rehearsal,
     energy_scores,
     epsilon_lower_bound,
     examine,
     gaussian_mu,
-    gdp_epsilon,
     judge,
     likelihood_scores,
     right_guesses,
@@ -151,15 +150,6 @@ def test_reading_scores_as_normal_errs_to_the_low_side(rate: float, steps: int, 
     scores = likelihood_scores(run)
     fitted = gaussian_mu(scores[run.present], scores[~run.present], confidence=0.5)
     assert 0.4 < fitted / gdp_mu(plan.epsilon, plan.delta) < 1 + 0.03 / fitted
-
-
-@pytest.mark.parametrize("mu", [0.3, 0.732, 1.666, 5.0])
-def test_epsilon_of_mu_inverts_the_accountants(mu: float) -> None:
-    """Epsilon of mu-GDP gives back delta and mu; below the smallest mu that delta forgives, epsilon is 0."""
-    epsilon = gdp_epsilon(mu, 1e-5)
-    assert gdp_delta(mu, epsilon) == pytest.approx(1e-5, rel=1e-6)
-    assert gdp_mu(epsilon, 1e-5) == pytest.approx(mu, rel=1e-6)
-    assert gdp_epsilon(1e-6, 1e-5) == 0
 
 
 def test_scores_without_spread_are_told_apart_at_sight() -> None:

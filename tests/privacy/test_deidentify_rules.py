@@ -1,69 +1,75 @@
-"""The allow-list of DICOM attributes."""
+"""The allow-list of DICOM attributes, and what a site may choose."""
 
 import pytest
+from pydantic import ValidationError
 
-from busgen_privacy.deidentify import ACTIONS, NAMES_AND_NUMBERS, REGION_ACTIONS, Action, action, deny_words
+from busgen_privacy.attributes import DIGESTED, PEOPLE, PIXELS, PLACES, REGION_RULES, RULES, Kind
+from busgen_privacy.deidentify import BASIC, Choices, Option, SafePrivate, deny_words
 
-# Attributes that the Basic Profile removes, empties or replaces (DICOM PS3.15 2024b, table E.1-1), one of each family.
-BASIC_PROFILE = {
-    "Accession Number": 0x0008_0050,
-    "Acquisition Date": 0x0008_0022,
-    "Content Date": 0x0008_0023,
-    "Device Serial Number": 0x0018_1000,
-    "Image Comments": 0x0020_4000,
-    "Institution Address": 0x0008_0081,
-    "Institution Name": 0x0008_0080,
-    "Operators' Name": 0x0008_1070,
-    "Other Patient IDs": 0x0010_1000,
-    "Overlay Data": 0x6000_3000,
-    "Overlay Comments": 0x6000_4000,
-    "Patient's Address": 0x0010_1040,
-    "Patient's Age": 0x0010_1010,
-    "Patient's Birth Date": 0x0010_0030,
-    "Patient's Name": 0x0010_0010,
-    "Patient's Sex": 0x0010_0040,
-    "Patient Comments": 0x0010_4000,
-    "Referring Physician's Name": 0x0008_0090,
-    "Request Attributes Sequence": 0x0040_0275,
-    "Series Instance UID": 0x0020_000E,
-    "Station Name": 0x0008_1010,
-    "Study Date": 0x0008_0020,
-    "Study Description": 0x0008_1030,
-    "Study ID": 0x0020_0010,
-    "Study Instance UID": 0x0020_000D,
-    "Icon Image Sequence": 0x0088_0200,
+# Attributes that the Basic Profile removes, empties or replaces (DICOM PS3.15 2026c, table E.1-1), one of each family, and never kept by us.
+NEVER = {
+    *("OtherPatientIDs", "PatientAddress", "PatientTelephoneNumbers", "PatientComments", "PatientMotherBirthName", "EthnicGroup", "Occupation"),
+    *("InstitutionName", "InstitutionAddress", "OperatorsName", "RequestingPhysician", "RequestAttributesSequence", "IssuerOfPatientID"),
+    *("IconImageSequence", "OverlayData", "OverlayComments", "CurveData", "DerivationDescription", "AdditionalPatientHistory"),
 }
 
 
-@pytest.mark.parametrize("tag", BASIC_PROFILE.values(), ids=BASIC_PROFILE)
-def test_basic_profile_attribute_is_removed(tag: int) -> None:
-    """What PS3.15 removes from a header is removed here too."""
-    assert action(tag) is Action.REMOVE
-    assert action(tag, in_region=True) is Action.REMOVE
+@pytest.mark.parametrize("keyword", sorted(NEVER))
+def test_identifying_attribute_has_no_rule(keyword: str) -> None:
+    """What identifies and no viewer needs is not on the list at all, whatever a site chooses."""
+    assert keyword not in RULES
+    assert keyword not in REGION_RULES
+    assert keyword not in PIXELS
 
 
-@pytest.mark.parametrize("tag", [0x0010_0020, 0x0010_0021, 0x0008_0018], ids=["Patient ID", "Issuer of Patient ID", "SOP Instance UID"])
-def test_identifier_enters_digests_only(tag: int) -> None:
-    """The three identifiers that intake needs are never kept and never stored as text."""
-    assert action(tag) is Action.DIGEST
+def test_pixels_and_rules_do_not_overlap() -> None:
+    """An attribute is read for the pixels as it came, or written by a rule; none is both."""
+    assert not PIXELS & set(RULES)
 
 
-def test_no_private_tag_is_listed() -> None:
-    """Every private group (odd) falls to REMOVE, at the top and inside regions."""
-    assert not [tag for tag in (*ACTIONS, *REGION_ACTIONS) if (tag >> 16) % 2]
-    assert {action((group << 16) | 0x1001) for group in range(1, 0x10000, 2)} == {Action.REMOVE}
+def test_no_name_or_number_passes_by_a_rule() -> None:
+    """An attribute whose words must not survive is written empty, replaced, or only if the site retains its machine."""
+    rules = [RULES[word] for word in PEOPLE | PLACES | DIGESTED if word in RULES]
+    assert len(rules) >= 5
+    assert {rule.check for rule in rules} <= {Kind.NOTHING, Kind.PSEUDONYM, Kind.UID, Kind.MACHINE}
+    assert {rule.option for rule in rules if rule.check is Kind.MACHINE} == {Option.RETAIN_DEVICE_IDENTITY}
 
 
-def test_only_the_device_model_is_stored() -> None:
-    """One attribute of the whole header reaches the store, and only through the text door."""
-    assert [tag for tag, what in ACTIONS.items() if what is Action.CLEAN] == [0x0008_1090]
+def test_a_site_that_chose_nothing_claims_the_basic_profile_alone() -> None:
+    """Without options there is one method code."""
+    assert BASIC.methods() == [("113100", "Basic Application Confidentiality Profile")]
 
 
-def test_no_name_or_number_is_kept() -> None:
-    """An attribute whose words must not survive is never one that is kept or stored."""
-    assert {action(tag) for tag in NAMES_AND_NUMBERS} <= {Action.REMOVE, Action.DIGEST}
+def test_methods_follow_the_choices() -> None:
+    """Each option and the safe list add their own code, in order."""
+    number = SafePrivate(group=0x0019, creator="VENDOR", element=1, vr="DS")
+    assert [code for code, _ in Choices(options=frozenset(Option), safe_private=(number,)).methods()] == [
+        *("113100", "113105", "113107", "113108", "113109", "113111")
+    ]
+
+
+BAD = {
+    "an option that is not offered": {"options": ["retain-uids"]},
+    "an unknown setting": {"keep": ["PatientName"]},
+    "a private text": {"safe_private": [{"group": 0x0019, "creator": "V", "element": 1, "vr": "LO"}]},
+    "a group that is not private": {"safe_private": [{"group": 0x0010, "creator": "V", "element": 1, "vr": "DS"}]},
+    "two words in one": {"words": ["Jane Doe"]},
+    "a number for a word": {"words": ["4711"]},
+}
+
+
+@pytest.mark.parametrize("choices", BAD.values(), ids=BAD)
+def test_dangerous_choice_is_refused(choices: dict[str, object]) -> None:
+    """node.toml cannot ask for what would let an identifier through."""
+    with pytest.raises(ValidationError):
+        Choices.model_validate(choices)
 
 
 def test_deny_words_are_whole_values_and_their_parts() -> None:
     """A name is denied as written and in each part; parts of two letters are not, they would strike out everything."""
     assert deny_words(["DOE^Jo-Ann", "  ", "XY"]) == {"doe^jo-ann", "doe", "ann"}
+
+
+def test_deny_words_know_other_spellings() -> None:
+    """Accents may be missing and umlauts written out."""
+    assert {"müller", "muller", "mueller", "francois"} <= deny_words(["Müller^François"])

@@ -26,6 +26,7 @@ from busgen_privacy.dp.dpsgd import (
     PatientOptimizer,
     adapt,
     contiguous,
+    gradients_of,
     load_adapted,
     patient_gradient,
     trainable,
@@ -142,6 +143,29 @@ def test_a_patient_does_not_change_anothers_gradient() -> None:
             for people in (MEMBERS, alone)
         )
         assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_threads_change_no_bit_of_a_gradient(threads: int) -> None:
+    """Patients' gradients are the same bits with one thread and with several, in the patients' order; the number of threads is put back."""
+    foundation, people, plan = small_foundation(), MEMBERS, replace(small_plan(), subset="full")
+    network = contiguous(foundation.network)
+    trainable(network, "full")
+    patients, before = list(people.patient_rows().items()), torch.get_num_threads()
+    found = []
+    try:
+        for number in (1, threads):
+            torch.set_num_threads(number)
+            found.append(gradients_of(network, foundation.scheduler, people, patients, plan, step=1))
+            assert torch.get_num_threads() == number
+        with pytest.raises(IndexError):
+            gradients_of(network, foundation.scheduler, people, [("nobody", [10**6])], plan, step=1)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert len(found[0]) == len(patients) > 1
+    assert all(torch.equal(a, b) for one, several in zip(*found, strict=True) for a, b in zip(one, several, strict=True))
+    assert not torch.equal(found[0][0][0], found[0][1][0])
 
 
 def test_a_patient_with_500_images_counts_once() -> None:

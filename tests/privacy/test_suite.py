@@ -18,6 +18,7 @@ from busgen_privacy.findings_report import render_findings
 from busgen_privacy.gate import decide
 from busgen_privacy.policy import GatePolicy
 from busgen_privacy.suite import Release, run
+from tests.privacy.lettering import burned_in
 from tests.privacy.test_report import Outline
 
 POLICY = GatePolicy()
@@ -86,6 +87,27 @@ def test_a_release_of_copies_is_refused_for_the_right_reasons() -> None:
     assert all(text in words for text in ("gan-leaks", "40 of 80", "gray map"))
 
 
+def test_copies_are_seen_as_an_attack_by_patient() -> None:
+    """The distance after registration tells members from holdout where members were copied, and not where nobody was."""
+    seen, unseen = ({a.name: a for a in found.attacks}["registration"] for found in (leaky(), clean()))
+    assert seen.low > 0.9
+    assert not seen.diagnostic
+    assert unseen.low < 0.5 < unseen.high
+
+
+def test_a_name_in_the_released_pixels_refuses() -> None:
+    """A release with one name written into an image is refused for that alone, and the reason is not called a bit about patients."""
+    released = sides()[3].copy()
+    released[7] = burned_in(released[7], "SMITH", height=8, at=(6, 6))[0]
+    found = audited(released, epsilon=8.0, delta=1e-5)
+    assert found.text is not None
+    assert (found.text.identifying, found.text.looked) == (1, len(released))
+    verdict = decide(found, POLICY)
+    assert verdict.verdict == "refuse"
+    assert verdict.reasons == (found.text.judged()[1],)
+    assert "SMITH" not in found.model_dump_json() + " ".join(verdict.reasons)
+
+
 def test_findings_follow_the_published_schema() -> None:
     """docs/audit.schema.json is the schema of what is written, and findings read back as they were."""
     assert json.loads(SCHEMA.read_text()) == Findings.model_json_schema()
@@ -117,12 +139,30 @@ def test_a_claim_has_its_own_words_and_curve() -> None:
     assert "no privacy promise" not in words
 
 
+def test_what_does_not_spoil_the_figures_is_reported() -> None:
+    """Nineteen holdout patients are too few for the gate, which says so; images released twice are counted."""
+    members, holdout, public, released = sides()
+    few, twice = people(holdout.images[:19], "h"), np.concatenate([released[:20], released[:3]])
+    found = run(Release(images=twice), members, few, public, policy=POLICY, draws=1, seed=1, progress=lambda *_: None)
+    assert found.duplicates == 3
+    verdict = decide(found, POLICY)
+    assert verdict.verdict == "refuse"
+    assert "The holdout has 19 patients; an audit needs at least 20 to say anything." in verdict.reasons
+
+
+def both(one: Cohort, other: Cohort) -> Cohort:
+    """The patients of two cohorts."""
+    return Cohort(np.concatenate([one.images, other.images]), one.classes + other.classes, one.boxes + other.boxes, one.patients + other.patients)
+
+
 BAD = {
     "a patient on both sides": (lambda m, h, p, r: (m, people(h.images, "m"), p, r), "members and holdout at once"),
+    "members listed among the holdout": (lambda m, h, p, r: (m, both(h, m), p, r), "40 patients are members and holdout at once"),
     "an image on both sides": (lambda m, h, p, r: (m, people(np.concatenate([h.images, m.images[:1]]), "h"), p, r), "of members and of holdout"),
     "one holdout patient": (lambda m, h, p, r: (m, people(h.images[:1], "h"), p, r), "two holdout"),
     "another size": (lambda m, h, p, r: (m, h, p, r[:, :32, :32]), "of one size"),
     "nothing released": (lambda m, h, p, r: (m, h, p, r[:0]), "of one size"),
+    "no public images": (lambda m, h, p, r: (m, h, p[:0], r), "of one size"),
 }
 
 

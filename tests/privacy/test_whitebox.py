@@ -17,7 +17,8 @@ from busgen_core.generator import SIGMA_DATA, Generator, Shape, build_scheduler,
 from busgen_core.labels import Pathology
 from busgen_core.tensors import to_unit
 from busgen_privacy.attacks import gradient, loss
-from busgen_privacy.attacks.base import Access, MemberScores, WhiteBoxAttack, randomness
+from busgen_privacy.attacks.base import Access, Draws, MemberScores, WhiteBoxAttack, randomness
+from busgen_privacy.attacks.batches import batches_keep_apart
 from busgen_privacy.attacks.reference_model import attack as reference_model
 from busgen_privacy.attacks.whitebox import STANDARD, cost, run_all
 from busgen_privacy.cohort import Cohort
@@ -43,6 +44,10 @@ def access_to(adapted: Generator) -> Access:
 
 def run(attack: WhiteBoxAttack, adapted: Generator, members: Cohort = MEMBERS, holdout: Cohort = HOLDOUT, *, seed: int = SEED) -> MemberScores:
     return attack.run(access_to(adapted), members, holdout, draws=DRAWS, seed=seed, progress=quiet)
+
+
+def drawn(images: int, rng: np.random.Generator) -> Draws:
+    return Draws.of(small_foundation().network, images, DRAWS, rng)
 
 
 def rows_of(people: Cohort, rows: list[int]) -> Cohort:
@@ -125,7 +130,7 @@ def test_passes_are_counted_honestly(name: str) -> None:
         passes += 2 * images
 
     hooks = [network.register_forward_hook(count) for network in (access.adapted, access.reference, *SHADOWS)]
-    ATTACKS[name].score(access, MEMBERS, [1, 2], DRAWS, np.random.default_rng(0))
+    ATTACKS[name].score(access, MEMBERS, [1, 2], drawn(2, np.random.default_rng(0)))
     for hook in hooks:
         hook.remove()
     assert passes == 2 * ATTACKS[name].passes(DRAWS)
@@ -232,7 +237,7 @@ def test_scores_are_those_of_the_slow_twin(name: str, slow: Slow) -> None:
     """Each score is the paper's statistic of the adapted network less that of the reference, computed image by image from the paper's equation."""
     network = small_foundation(seed=1).network
     access = access_to(network)
-    fast = ATTACKS[name].score(access, MEMBERS, [3], DRAWS, randomness(SEED, "m002"))
+    fast = ATTACKS[name].score(access, MEMBERS, [3], drawn(1, randomness(SEED, "m002")))
     twin = slow(network, 3, randomness(SEED, "m002")) - slow(access.reference, 3, randomness(SEED, "m002"))
     assert fast == pytest.approx([twin], rel=5e-5)
 
@@ -240,7 +245,7 @@ def test_scores_are_those_of_the_slow_twin(name: str, slow: Slow) -> None:
 def test_the_likelihood_ratio_is_that_of_the_slow_twin() -> None:
     """Pr(x | adapted) over the mean of Pr(x | shadow), Pr being exp(-loss)."""
     network = small_foundation(seed=1).network
-    fast = ATTACKS["reference-model"].score(access_to(network), MEMBERS, [3], DRAWS, randomness(SEED, "m002"))
+    fast = ATTACKS["reference-model"].score(access_to(network), MEMBERS, [3], drawn(1, randomness(SEED, "m002")))
     likelihoods = [np.exp(slow_loss(n, 3, randomness(SEED, "m002"))) for n in (network, *SHADOWS)]
     assert fast == pytest.approx([np.log(likelihoods[0] / np.mean(likelihoods[1:]))], rel=2e-4)
 
@@ -287,9 +292,60 @@ def test_all_run_in_order_with_one_progress() -> None:
     network, seen, few, others = small_foundation(seed=1).network, [], rows_of(MEMBERS, [0, 3]), rows_of(HOLDOUT, [0])
     found = run_all(access_to(network), few, others, draws=DRAWS, seed=SEED, progress=lambda done, total: seen.append((done, total)))
     assert list(found) == ["loss", "secmi", "pia", "sima", "gradient", "clid"] == list(cost(DRAWS))
-    assert seen == [(done, 18) for done in range(1, 19)]
+    assert seen == [(done, 18) for done in (2, 3, 5, 6, 8, 9, 11, 12, 13, 14, 15, 17, 18)]  # in batches, one by one in the gradient attack
     assert np.array_equal(found["pia"].members, run(ATTACKS["pia"], network, few, others).members)
     assert cost(DRAWS)["gradient"] == 6 * DRAWS
+
+
+MANY = cohort([1, 2, 1, 2, 1, 2, 2], prefix="m")  # 11 images: a whole batch and one that is filled up
+
+
+@every_attack
+def test_a_batch_gives_the_scores_that_patients_have_alone(name: str) -> None:
+    """Each patient's images asked alone, with that patient's draws: the mean of their scores is the batch's, to float noise."""
+    access, attack = access_to(small_foundation(seed=1).network), ATTACKS[name]
+    alone = [attack.score(access, MANY, rows, drawn(len(rows), randomness(SEED, key))).mean() for key, rows in MANY.patient_rows().items()]
+    assert run(attack, access.adapted, MANY).members == pytest.approx(alone, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", [name for name in ATTACKS if name != "gradient"])
+def test_another_place_in_the_batches_changes_no_bit(name: str) -> None:
+    """Without the first patient everybody moves to another place of another batch; all scores stay the same bit for bit."""
+    network = small_foundation(seed=1).network
+    whole, fewer = (run(ATTACKS[name], network, people, HOLDOUT).members for people in (MANY, rows_of(MANY, list(range(1, len(MANY))))))
+    assert np.array_equal(whole[1:], fewer)
+
+
+def test_a_machine_that_mixes_batches_is_noticed() -> None:
+    """Where an answer depends on its place in the last digit, the attack goes on one image at a time, and no score knows of another."""
+    sizes = []
+
+    def score(access: Access, people: Cohort, rows: list[int], draws: Draws) -> np.ndarray:
+        sizes.append(len(rows))
+        return ATTACKS["sima"].score(access, people, rows, draws) * (1 + 1e-15 * np.arange(len(rows)))
+
+    mixing, network = replace(ATTACKS["sima"], score=score), small_foundation(seed=1).network
+    assert not batches_keep_apart(mixing, access_to(network), draws=DRAWS)
+    found = run(mixing, network).members
+    assert set(sizes[2:]) == {8, 1}
+    assert np.array_equal(found[1:], run(mixing, network, rows_of(MEMBERS, [1, 2, 3, 4])).members)
+
+
+@pytest.mark.parametrize("name", ["loss", "gradient"])
+def test_cores_change_nothing(name: str) -> None:
+    """On two cores the scores are those of one, bit for bit, and torch has its threads back afterwards, also after an error."""
+    network, before = small_foundation(seed=1).network, torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = run(ATTACKS[name], network, MANY)
+        torch.set_num_threads(2)
+        two = run(ATTACKS[name], network, MANY)
+        with pytest.raises(ConfigError):
+            run(ATTACKS["sima"], small_foundation(Shape(image_px=32, channels=(8, 8), groups=4, heads=8)).network)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert np.array_equal(one.members, two.members)
 
 
 def train(network: Generator, people: Cohort, *, steps: int, rng: np.random.Generator) -> None:

@@ -1,8 +1,11 @@
-"""A hospital that answers a campaign: releases that a hub admits, and spoilt ones. Frames are noise."""
+"""A hospital that answers a campaign: releases that a hub admits, and spoilt ones; and a hub's commands. Frames are noise."""
 
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
+import pytest
 
 from busgen_core.images import encode_png
 from busgen_core.keys import SigningKey
@@ -13,6 +16,7 @@ from busgen_core.transfer import pack
 from busgen_core.wire import Campaign
 from busgen_privacy.audit import TravellingAttack, TravellingAudit
 from busgen_privacy.statistics import ceiling_auc
+from busgen_server.cli import main as hub_command
 from busgen_server.store import HubStore
 from tests.releases import NODE, OFFICER, PLAN, PRIVACY, TRUSTED, documents, signed
 
@@ -30,9 +34,9 @@ CAMPAIGN = Campaign(
 AUDIT = TravellingAudit(
     epsilon=PRIVACY.epsilon,
     delta=PRIVACY.delta,
-    attacks=(TravellingAttack(name="strongest", kind="white-box", auc=0.55, low=0.4, high=0.7, ceiling=ceiling_auc(3.5, 1e-5), what="Largest."),),
+    attacks=(TravellingAttack(name="strongest", kind="white-box", auc=0.55, low=0.12, high=0.98, ceiling=ceiling_auc(3.5, 1e-5), what="Largest."),),
     noise_multiplier=4.0,
-    noise_std=0.1,
+    noise_std=0.2,
     public_cohort=100,
     smallest_cohort=30,
     smallest_holdout=20,
@@ -94,3 +98,12 @@ def enrol(store: HubStore, trusted: TrustedKeys = TRUSTED) -> None:
     """Make site and campaign known to a store."""
     store.add_site(trusted.site, node_key=trusted.node.hex, officer_key=trusted.officer.hex, flower_key=f"ssh-{trusted.site}")
     store.add_campaign(CAMPAIGN)
+
+
+def run(folder: Path, *arguments: str) -> str | int | None:
+    """Run a command of the hub in this process; what sys.exit was given (text means status 1)."""
+    (folder / "hub.toml").write_text('data = "data"\n')
+    sys.argv = ["busgen-hub", *arguments, "--config", str(folder / "hub.toml")]
+    with pytest.raises(SystemExit) as ended:
+        hub_command()
+    return ended.value.code

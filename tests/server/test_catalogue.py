@@ -86,6 +86,8 @@ WRONG = {
     "another site's": (packed(site="rio"), "release-manifest"),
     "file added": (pack(release() | {"extra.txt": b"x"}), "release-content"),
     "image changed": (pack(release() | {"data/train-00000.parquet": release(seed=2)["data/train-00000.parquet"]}), "release-content"),
+    "audit edited after signing": (pack(release() | {"audit.json": audit_with(epsilon=1.0)}), "release-content"),
+    "report edited after signing": (pack(release(report=b"refused") | {"audit.html": b"passed"}), "release-content"),
     "another campaign": (packed(campaign_id="autumn"), "release-manifest"),
     "another foundation": (packed(foundation="0" * 64), "release-manifest"),
     "fewer images than asked for": (packed(pictures=frames(1)[:-2], audit=audit_with(released=18)), "release-manifest"),

@@ -82,7 +82,7 @@ def test_page_shows_the_state(client: Client, busy: HubStore) -> None:
     for words in ("healthy", "never seen", "2.5 GB", 'value="0.400"', "adapting the generator", "3.5", "1e-5", ".831", ".750 to .900", "foundation"):
         assert words in page, words
     assert page.count("<img ") == 12
-    assert page.count('class="base"') == 1
+    assert page.count('class="row base"') == 1
 
 
 def test_state_for_programs_has_the_figures(client: Client, busy: HubStore) -> None:

@@ -545,6 +545,20 @@ def test_campaigns_name_their_foundation(config: Path, tiny: Path, other: Path) 
     assert create("three", "--foundation", first.digest) == 0
 
 
+def test_a_campaign_is_closed_before_its_deadline(config: Path, tiny: Path) -> None:
+    """``campaign close`` goes on to scoring with what is there; a cancelled or unknown campaign stays as it is."""
+    settings = load_settings(config)
+    add(settings, tiny)
+
+    def campaign(verb: str, name: str) -> str | int | None:
+        return ends_with(hub_command, "campaign", verb, name, "--config", config)
+
+    assert [campaign(verb, "one") for verb in ("create", "close")] == [0, 0]
+    assert HubStore(open_store(settings.data)).campaign_row("one").state == "scoring"
+    assert [campaign(verb, "two") for verb in ("create", "cancel")] == [0, 0]
+    assert all(str(campaign("close", name)).startswith("busgen-hub: wrong-state: ") for name in ("two", "three"))
+
+
 def test_init_keeps_a_first_foundation(hub: HubSettings, tiny: Path, other: Path) -> None:
     """``init`` adds its foundation as the first version; again, it keeps what is there and only tells MLflow."""
     config = hub.data.with_name("hub.toml")

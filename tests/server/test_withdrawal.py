@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import sys
 from pathlib import Path
 
 import httpx
@@ -14,14 +13,13 @@ from busgen_core.release import TrustedKeys
 from busgen_core.wire import HelloReply, JobState, JobStatus
 from busgen_privacy.dp.accounting import GaussianEvent, epsilon_of
 from busgen_server.catalogue import admit
-from busgen_server.cli import main as hub_command
 from busgen_server.dashboard import create_app
 from busgen_server.database import ModelRow, ReleaseRow, ResultRow, open_store
 from busgen_server.settings import HubSettings
 from busgen_server.store import POOL, RETIRED, HubStore
 from busgen_server.trainer import Trainer, pool_promise
 from tests.releases import EVENTS, TRUSTED
-from tests.server.hospital import CAMPAIGN, enrol, packed
+from tests.server.hospital import CAMPAIGN, enrol, packed, run
 
 RIO_KEYS = (SigningKey.generate(), SigningKey.generate())
 RIO = TrustedKeys(site="rio", node=RIO_KEYS[0].public, officer=RIO_KEYS[1].public)
@@ -52,15 +50,6 @@ def get(folder: Path, path: str) -> httpx.Response:
 
 def notify(store: HubStore) -> None:
     store.upsert_job("cairo", JobStatus(campaign_id="spring", state=JobState.RELEASED, release_id="cairo-1", withdrawal_notice=True))
-
-
-def run(folder: Path, *arguments: str) -> str | int | None:
-    """Run a command of the hub in this process; what sys.exit was given (text means status 1)."""
-    (folder / "hub.toml").write_text('data = "data"\n')
-    sys.argv = ["busgen-hub", *arguments, "--config", str(folder / "hub.toml")]
-    with pytest.raises(SystemExit) as ended:
-        hub_command()
-    return ended.value.code
 
 
 def test_the_release_says_so_in_list_page_and_json(store: HubStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

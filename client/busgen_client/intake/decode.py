@@ -1,4 +1,4 @@
-"""From an allow-listed header to frames and scan regions. pydicom decodes; which decoders exist is the installation's matter."""
+"""From an allow-listed header to frames. pydicom decodes; which decoders exist is the installation's matter."""
 
 from collections.abc import Iterator
 
@@ -12,17 +12,12 @@ from pydicom.uid import RLELossless
 
 from busgen_client.intake.codestream import stated_size
 from busgen_client.intake.findings import Code, QuarantineError
-from busgen_client.intake.frames import MAX_PIXELS, Rectangle
+from busgen_client.intake.frames import MAX_PIXELS
 from busgen_client.intake.header import quietly
 
 FRAMES = 8  # at most so many of a clip; neighbours look alike
 MOST_FRAMES = 10_000  # a header that states more is not believed
 SAMPLES = {"MONOCHROME1": 1, "MONOCHROME2": 1, "PALETTE COLOR": 1, "RGB": 3, "YBR_FULL": 3, "YBR_FULL_422": 3, "YBR_RCT": 3, "YBR_ICT": 3}
-
-# PS3.3 C.8.5.5.1.1 and C.8.5.5.1.2
-FORMAT_2D = 1
-DATA_TISSUE = 1
-DATA_COLOUR_FLOW = 2
 
 
 def chosen_frames(count: int) -> list[int]:
@@ -32,35 +27,6 @@ def chosen_frames(count: int) -> list[int]:
     ([0, 1, 2], [0, 4, 8, 12, 16, 20, 24, 28])
     """
     return list(range(0, count, max(1, -(-count // FRAMES))))
-
-
-def scan_regions(header: Dataset) -> tuple[list[Rectangle], list[Rectangle]]:
-    """B-mode tissue regions, and the regions that are something else; of a header that passed ``check_described``.
-
-    Raises:
-        QuarantineError: burned-in-text or no-scan-region without a tissue region; scan-region-invalid; colour for a colour flow region.
-    """
-    keep: list[Rectangle] = []
-    hide: list[Rectangle] = []
-    for item in header.get("SequenceOfUltrasoundRegions", ()):
-        if item.get("RegionDataType") == DATA_COLOUR_FLOW:
-            raise QuarantineError(Code.COLOUR)
-        tissue = item.get("RegionSpatialFormat") == FORMAT_2D and item.get("RegionDataType") == DATA_TISSUE
-        (keep if tissue else hide).append(_rectangle(item, rows=header.Rows, columns=header.Columns))
-    if not keep:
-        raise QuarantineError(Code.BURNED_IN_TEXT if header.get("BurnedInAnnotation") == "YES" else Code.NO_SCAN_REGION)
-    return keep, hide
-
-
-def _rectangle(item: Dataset, *, rows: int, columns: int) -> Rectangle:
-    """The standard's corners are pixels inside the region; some scanners give the edge after, which is accepted at the frame's end."""
-    corners = [item.get(f"RegionLocation{name}") for name in ("MinX0", "MinY0", "MaxX1", "MaxY1")]
-    if not all(isinstance(corner, int) for corner in corners):
-        raise QuarantineError(Code.SCAN_REGION_INVALID)
-    x0, y0, x1, y1 = corners
-    if not (0 <= x0 < x1 <= columns and 0 <= y0 < y1 <= rows):
-        raise QuarantineError(Code.SCAN_REGION_INVALID)
-    return Rectangle(x0, y0, min(x1 + 1, columns), min(y1 + 1, rows))
 
 
 def frames(header: Dataset) -> Iterator[tuple[int, NDArray[np.uint8]]]:

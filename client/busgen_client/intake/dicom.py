@@ -1,27 +1,44 @@
-"""Intake of a folder of DICOM files: header allow-listed, text outside the scan region blacked out, frame cropped to the scan.
+"""Intake of DICOM files, from a folder or wherever they come from: header allow-listed, text outside the scan region blacked out, frame
+cropped to the scan.
 
 Guarantees:
     - Of the header, only the scrubbed device model is stored; identifiers enter keyed digests and are forgotten.
-    - No pixel outside the header's B-mode tissue regions is stored. Text *inside* a scan region is not found: where a scanner writes
-      into the region, its images must not be taken in.
+    - No pixel outside the header's B-mode tissue regions is stored. Text inside a region is looked for and masked as ``masking`` says,
+      furniture too.
     - Whatever a file holds, it is admitted, counted as a duplicate, or waits in quarantine; no file ends the run.
+    - An object counts once: by its SOP Instance UID and pixels, also in another transfer syntax, and by its pixels within a patient.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
-from busgen_client.cohort import CohortStore, NewImage
-from busgen_client.intake.decode import check_described, frames, scan_regions
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import Dataset
+
+from busgen_client.cohort import CohortStore, NewImage, Origin
+from busgen_client.held import Held, HeldStore
+from busgen_client.intake.decode import check_described, frames
 from busgen_client.intake.findings import Code, IntakeResult, QuarantineError
-from busgen_client.intake.frames import box_in, check_scan, hull, only_scan, to_gray
-from busgen_client.intake.header import read_clean
-from busgen_client.intake.labels import Labels, read_labels
+from busgen_client.intake.frames import Gray, Rectangle, box_in, check_scan, chroma, hull, only_scan, to_gray
+from busgen_client.intake.header import Clean, Identity, read_clean
+from busgen_client.intake.labels import Label, Labels, read_labels
+from busgen_client.intake.masking import clean as clean_pixels
+from busgen_client.intake.masking import covered
+from busgen_client.intake.modes import check_modes
+from busgen_client.intake.profile import Profile
+from busgen_client.intake.regions import scan_regions
 from busgen_client.intake.run import Source, take_in
+from busgen_client.patients import Person
+from busgen_client.storage import OVERHEAD
 from busgen_core.digests import sha256_bytes
-from busgen_core.errors import BusgenError, InputError
+from busgen_core.errors import BusgenError, InputError, SealError
+from busgen_core.labels import Pathology
 
 LARGEST = 2**30  # bytes of one file
+SPOOL = "spool"  # what waiting files are sealed for, by their name without its suffix
 
 
 def intake_dicom(store: CohortStore, folder: Path, labels: Path | None, *, progress: bool = True) -> IntakeResult:
@@ -30,7 +47,7 @@ def intake_dicom(store: CohortStore, folder: Path, labels: Path | None, *, progr
     Args:
         store: The node's cohort.
         folder: Searched at any depth; the label file itself is passed over.
-        labels: CSV of labels by SOP Instance UID, or None: then every good object waits for its label.
+        labels: As ``labels.read_labels`` takes them, or None: then every good object waits for its label.
         progress: Show a progress bar on standard error.
 
     Raises:
@@ -39,31 +56,32 @@ def intake_dicom(store: CohortStore, folder: Path, labels: Path | None, *, progr
         StateError: another intake is running.
         UnavailableError: the node's store or folder failed.
     """
-    known = read_labels(labels)
+    known = read_labels(labels, store.mapping)
     if not folder.is_dir():
         raise InputError("the DICOM folder does not exist or is not a folder")
     passed_over = labels.resolve() if labels else None
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.resolve() != passed_over]
-    return take_in(store, _sources(store, files, known), total=len(files), event="intake.dicom", progress=progress)
+    sources = (file_source(store, path, known) for path in files)
+    return take_in(store, sources, total=len(files), event="intake.dicom", progress=progress)
 
 
-def _sources(store: CohortStore, files: list[Path], labels: Labels) -> Iterator[Source]:
-    for path in files:
-        try:
-            data = path.read_bytes() if path.stat().st_size <= LARGEST else None
-        except OSError:
-            yield Source(key=store.key("path", str(path)), read=partial(_refuse, Code.FILE_UNREADABLE))
-            continue
-        if data is None:
-            yield Source(key=store.key("path", str(path)), read=partial(_refuse, Code.FILE_TOO_LARGE))
-        else:
-            yield Source(key=store.key("file", sha256_bytes(data)), read=partial(_guarded, store, data, labels))
-
-
-def _guarded(store: CohortStore, data: bytes, labels: Labels) -> list[NewImage]:
-    """``clean_images`` behind a last barrier: what nobody thought of makes one object wait, and does not end the run."""
+def file_source(store: CohortStore, path: Path, labels: Labels, *, done: Callable[[Code | None], None] = lambda _: None) -> Source:
+    """One file on its way in; ``done`` as in ``Source``."""
     try:
-        return clean_images(store, data, labels)
+        data = store.vault.read(path, role=SPOOL, name=path.stem) if path.stat().st_size <= LARGEST + OVERHEAD else None
+    except (OSError, SealError):
+        return Source(key=store.key("path", str(path)), read=partial(_refuse, Code.FILE_UNREADABLE), done=done)
+    if data is None:
+        return Source(key=store.key("path", str(path)), read=partial(_refuse, Code.FILE_TOO_LARGE), done=done)
+    read, show = partial(_guarded, store, data, labels), partial(to_look_at, store, data, labels)
+    return Source(key=store.key("file", sha256_bytes(data)), read=read, show=show, done=done)
+
+
+def _guarded(store: CohortStore, data: bytes, labels: Labels) -> list[NewImage] | int:
+    """``_images`` behind a last barrier: what nobody thought of makes one object wait, and does not end the run."""
+    try:
+        clean = read_clean(data, _profile(store))
+        return _taken(store, clean) or _images(store, clean, labels)
     except BusgenError:
         raise
     except Exception:  # its text may quote the header
@@ -74,6 +92,16 @@ def _refuse(code: Code) -> list[NewImage]:
     raise QuarantineError(code)
 
 
+def _taken(store: CohortStore, clean: Clean) -> int:
+    """Images that this very object gave to the cohort before; 0 if it is new, so nothing is decoded twice."""
+    row = store.taken(store.object_key(clean.identity.sop_uid))
+    return row.images if row and row.pixels_key == _pixels_key(store, clean) else 0
+
+
+def _pixels_key(store: CohortStore, clean: Clean) -> str:
+    return store.key("pixels", clean.header.get("PixelData") or b"")
+
+
 def clean_images(store: CohortStore, data: bytes, labels: Labels) -> list[NewImage]:
     """The clean images of one DICOM object: one, or up to eight of a clip.
 
@@ -82,25 +110,134 @@ def clean_images(store: CohortStore, data: bytes, labels: Labels) -> list[NewIma
     Raises:
         QuarantineError: the object must wait.
     """
-    clean = read_clean(data)
+    return _images(store, read_clean(data, _profile(store)), labels)
+
+
+def _profile(store: CohortStore) -> Profile:
+    return Profile(key=store.key, choices=store.choices)
+
+
+def _images(store: CohortStore, clean: Clean, labels: Labels) -> list[NewImage]:
+    patient_key = _patient(store, clean)
+    crop, scans, digests = clean_scans(clean.header, deny=clean.deny)
+    origin = _origin(store, clean, digests)
+    if not HeldStore(store).trusts(clean.device):
+        raise QuarantineError(Code.DEVICE_UNKNOWN)
+    return _new_images(store, clean, patient_key, _Scans(crop, scans, digests), origin, _label(clean, labels))
+
+
+def _patient(store: CohortStore, clean: Clean) -> str:
     try:
-        patient_key = store.patient_key(clean.identity.patient_id, issuer=clean.identity.issuer)
+        patient_key = store.patient_of(_person(store, clean.identity))
     except InputError:
         raise QuarantineError(Code.PATIENT_MISSING) from None
-    check_described(clean.header)
-    keep, hide = scan_regions(clean.header)
-    scans = [(index, check_scan(to_gray(only_scan(frame, keep=keep, hide=hide)))) for index, frame in frames(clean.header)]
-    label = labels.of(clean.identity.sop_uid)
-    box = box_in(hull(keep), label.box) if label.box and len(scans) == 1 else None
-    pixels = sha256_bytes(clean.header.PixelData)
+    if patient_key is None:
+        raise QuarantineError(Code.PATIENT_UNSURE)
+    return patient_key
+
+
+def _person(store: CohortStore, identity: Identity) -> Person:
+    return store.person(identity.patient_id, issuer=identity.issuer, name=identity.name, birth_date=identity.birth_date)
+
+
+def _label(clean: Clean, labels: Labels) -> Label:
+    identity = clean.identity
+    label = labels.of(identity.sop_uid, study=identity.study_uid, accession=identity.accession, side=identity.side)
+    if label.frame not in (None, (clean.header.Rows, clean.header.Columns)):
+        raise QuarantineError(Code.MASK_UNREADABLE)
+    return label
+
+
+def _new_images(store: CohortStore, clean: Clean, patient_key: str, found: "_Scans", origin: Origin, label: Label) -> list[NewImage]:
+    box = box_in(found.crop, label.box) if label.box and len(found.scans) == 1 else None
     return [
         NewImage(
             gray=gray,
             patient_key=patient_key,
             pathology=label.pathology,
             box=box,
-            device=clean.device,
-            source_key=store.key("dicom", clean.identity.sop_uid, pixels, str(index)),
+            device=clean.device or label.device,
+            source_key=store.key("frame", patient_key, digest),
+            origin=origin,
+            birads=label.birads,
+            person=_person(store, clean.identity),
         )
-        for index, gray in scans
+        for gray, digest in zip(found.scans, found.digests, strict=True)
     ]
+
+
+def to_look_at(store: CohortStore, data: bytes, labels: Labels) -> Held:
+    """What a person is shown of an object that waits, and what its admission needs: unchecked pixels, of the scan region where there is one.
+
+    Raises:
+        QuarantineError: there is nothing that a person could release.
+    """
+    clean = read_clean(data, _profile(store))
+    patient_key, found = _patient(store, clean), _shown(clean.header, deny=clean.deny)
+    origin = _origin(store, clean, found.digests)
+    try:
+        return Held(images=tuple(_new_images(store, clean, patient_key, found, origin, _label(clean, labels))))
+    except QuarantineError:  # the label is what it waits for
+        unlabelled = Label(Pathology.NORMAL, None)
+        return Held(images=tuple(_new_images(store, clean, patient_key, found, origin, unlabelled)), labelled=False)
+
+
+class _Scans(NamedTuple):
+    """Where the scan lies in a frame; the chosen frames, cropped to it; the digest of each frame as it came."""
+
+    crop: Rectangle
+    scans: list[Gray]
+    digests: list[str]
+
+
+def _shown(header: Dataset, *, deny: Collection[str]) -> _Scans:
+    """Frames as ``clean_scans`` has them, what was found masked too, but in their colours and unchecked; whole where no scan region can be
+    relied on."""
+    check_described(header)
+    try:
+        keep, hide = scan_regions(header)
+    except QuarantineError:
+        keep, hide = [Rectangle(0, 0, header.Columns, header.Rows)], []
+    whole = [frame for _, frame in frames(header)]
+    parts = [only_scan(frame, keep=keep, hide=hide) for frame in whole]
+    return _Scans(hull(keep), covered(parts, deny=deny), [_digest(frame) for frame in whole])
+
+
+def clean_scans(header: Dataset, *, deny: Collection[str] = ()) -> tuple[Rectangle, list[Gray], list[str]]:
+    """Where the scan lies in a frame; the chosen frames, cleaned and cropped to it; the digest of each frame as it came.
+
+    Args:
+        header: As ``read_clean`` gives it.
+        deny: The words of ``Clean.deny``.
+
+    Raises:
+        QuarantineError: the object must wait.
+        UnavailableError: no text recognition is installed.
+    """
+    check_described(header)
+    keep, hide = scan_regions(header)
+    scans, digests, colours = [], [], []
+    for _, frame in frames(header):
+        part = only_scan(frame, keep=keep, hide=hide)
+        scans.append(check_scan(to_gray(part)))
+        check_modes(part, scans[-1])
+        colours.append(chroma(part))
+        digests.append(_digest(frame))
+    return hull(keep), [check_scan(gray) for gray in clean_pixels(scans, chroma=colours, deny=deny)], digests
+
+
+def _digest(frame: NDArray[np.uint8]) -> str:
+    return sha256_bytes(repr(frame.shape).encode() + frame.tobytes())
+
+
+def _origin(store: CohortStore, clean: Clean, digests: list[str]) -> Origin:
+    """What is noted of the object.
+
+    Raises:
+        QuarantineError: uid-reused.
+    """
+    key, frames_key = store.object_key(clean.identity.sop_uid), store.key("frames", *digests)
+    row = store.taken(key)
+    if row is not None and row.frames_key != frames_key:
+        raise QuarantineError(Code.UID_REUSED)
+    return Origin(object_key=key, pixels_key=_pixels_key(store, clean), frames_key=frames_key)

@@ -67,10 +67,23 @@ def to_gray(frame: NDArray[np.uint8]) -> Gray:
     """
     if frame.ndim == 2:
         return frame
-    chroma = frame.max(axis=2) - frame.min(axis=2)
-    if (chroma > CHROMA).mean() >= COLOUR_SHARE:
+    if (_chroma(frame) > CHROMA).mean() >= COLOUR_SHARE:
         raise QuarantineError(Code.COLOUR)
-    return np.asarray(PillowImage.fromarray(frame).convert("L"))
+    return luma(frame)
+
+
+def luma(frame: NDArray[np.uint8]) -> Gray:
+    """Gray of a frame, whatever its colours mean."""
+    return frame if frame.ndim == 2 else np.asarray(PillowImage.fromarray(frame).convert("L"))
+
+
+def chroma(frame: NDArray[np.uint8]) -> Gray | None:
+    """Largest colour channel minus the smallest, uint8 [rows, columns]; None for a gray frame."""
+    return None if frame.ndim == 2 else _chroma(frame)
+
+
+def _chroma(frame: NDArray[np.uint8]) -> Gray:
+    return np.asarray(frame.max(axis=2) - frame.min(axis=2))
 
 
 def check_scan(gray: Gray) -> Gray:

@@ -1,5 +1,5 @@
-"""From bytes to an allow-listed header. Only this module sees a full header; what it hands on holds nothing of the patient in clear,
-save the identity, whose fields are made to be digested and are kept out of every repr."""
+"""From bytes to a de-identified header. Only this module and ``profile`` see a full header; what they hand on holds nothing of the patient
+in clear, save the identity, whose fields are made to be digested and are kept out of every repr."""
 
 import io
 import warnings
@@ -11,14 +11,14 @@ from typing import cast
 import pydicom.config
 from pydicom import Dataset, dcmread
 from pydicom.datadict import dictionary_VR
-from pydicom.dataelem import DataElement
 from pydicom.dataset import FileMetaDataset
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_dataset, read_preamble
 
 from busgen_client.intake.findings import Code, QuarantineError
-from busgen_privacy.deidentify import NAMES_AND_NUMBERS, ULTRASOUND_REGIONS, Action, action, deny_words
-from busgen_privacy.text import scrub
+from busgen_client.intake.profile import Profile, deidentify, own_words
+from busgen_core.errors import BusgenError
+from busgen_privacy.attributes import PIXELS
 
 # PS3.4 table B.5-1, and the two retired ultrasound classes that old archives still hold.
 SOP_CLASSES = frozenset(
@@ -51,11 +51,16 @@ TRANSFER_SYNTAXES = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What ties an object to a patient; enters keyed digests only."""
+    """What ties an object to a patient, and to what was said of it; enters keyed digests and comparisons only."""
 
     patient_id: str = field(repr=False)
     issuer: str = field(repr=False)
     sop_uid: str = field(repr=False)
+    name: str = field(repr=False, default="")
+    birth_date: str = field(repr=False, default="")
+    study_uid: str = field(repr=False, default="")
+    accession: str = field(repr=False, default="")
+    side: str = ""  # L or R; empty where the header does not say one
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +68,17 @@ class Clean:
     """An object after de-identification of its header.
 
     Attributes:
-        header: Attributes of ``busgen_privacy.deidentify.ACTIONS`` with action KEEP, and the transfer syntax; nothing else.
-        device: Model, scrubbed of this header's own names and numbers; may be empty.
+        header: What ``profile.deidentify`` let through, and beside it what describes the pixels (``busgen_privacy.attributes.PIXELS``) and the
+            transfer syntax; nothing else.
+        device: Model, scrubbed of this header's own names and numbers and of every word that no scanner's name has; may be empty.
         identity: For keyed digests.
+        deny: This header's own names and numbers, to judge text in the pixels by; never stored.
     """
 
     header: Dataset
     device: str
     identity: Identity
+    deny: frozenset[str] = field(default=frozenset(), repr=False)
 
 
 @contextmanager
@@ -86,24 +94,41 @@ def quietly() -> Iterator[None]:
         pydicom.config.logger.disabled = disabled
 
 
-def read_clean(data: bytes) -> Clean:
+def read_clean(data: bytes, profile: Profile) -> Clean:
     """Parse one file and drop all that is not allow-listed.
 
     Raises:
         QuarantineError: not-dicom, transfer-syntax, dicom-invalid or not-ultrasound.
+        ConfigError: a language model that the site chose is not installed.
     """
-    with quietly():
-        _check_transfer_syntax(data)
-        try:
-            full = dcmread(io.BytesIO(data), force=False)
-            clean = _clean(full)
-        except QuarantineError:
-            raise
-        except Exception:  # a parser of untrusted bytes raises whatever it likes, and its text may quote the header
-            raise QuarantineError(Code.DICOM_INVALID) from None
+    with _parsed(data) as full:
+        clean = _clean(full, profile)
     if clean.header.get("Modality") != "US" or clean.header.get("SOPClassUID") not in SOP_CLASSES:
         raise QuarantineError(Code.NOT_ULTRASOUND)
     return clean
+
+
+def read_identity(data: bytes) -> Identity:
+    """Whose object this is; for digests, where no image is taken in.
+
+    Raises:
+        QuarantineError: not-dicom, transfer-syntax or dicom-invalid.
+    """
+    with _parsed(data) as full:
+        return _identity(full)
+
+
+@contextmanager
+def _parsed(data: bytes) -> Iterator[Dataset]:
+    """The full header; whatever goes wrong with it inside the block is one of our own errors outside."""
+    with quietly():
+        _check_transfer_syntax(data)
+        try:
+            yield dcmread(io.BytesIO(data), force=False)
+        except BusgenError:
+            raise
+        except Exception:  # a parser of untrusted bytes raises whatever it likes, and its text may quote the header
+            raise QuarantineError(Code.DICOM_INVALID) from None
 
 
 def _check_transfer_syntax(data: bytes) -> None:
@@ -122,43 +147,43 @@ def _check_transfer_syntax(data: bytes) -> None:
         raise QuarantineError(Code.TRANSFER_SYNTAX)
 
 
-def _clean(full: Dataset) -> Clean:
-    header = _allowed(full, in_region=False)
+def _clean(full: Dataset, profile: Profile) -> Clean:
+    identity = _identity(full)
+    patient = profile.key("patient", identity.issuer, identity.patient_id) if identity.patient_id else ""
+    header = deidentify(full, profile, patient=patient)
+    header.update(_pixels(full))
     header.file_meta = FileMetaDataset()
     header.file_meta.TransferSyntaxUID = full.file_meta.TransferSyntaxUID
-    identity = Identity(_text(full, "PatientID"), _text(full, "IssuerOfPatientID"), _text(full, "SOPInstanceUID"))
+    return Clean(header, str(header.get("ManufacturerModelName") or ""), identity, own_words(full))
+
+
+def _identity(full: Dataset) -> Identity:
+    side = _text(full, "ImageLaterality") or _text(full, "Laterality")
+    identity = Identity(
+        patient_id=_text(full, "PatientID"),
+        issuer=_text(full, "IssuerOfPatientID"),
+        sop_uid=_text(full, "SOPInstanceUID"),
+        name=_text(full, "PatientName"),
+        birth_date=_text(full, "PatientBirthDate"),
+        study_uid=_text(full, "StudyInstanceUID"),
+        accession=_text(full, "AccessionNumber"),
+        side=side if side in ("L", "R") else "",
+    )
     if not identity.sop_uid:
         raise QuarantineError(Code.DICOM_INVALID)
-    return Clean(header, scrub(_text(full, "ManufacturerModelName"), deny=deny_words(_own_values(full))), identity)
+    return identity
 
 
-def _allowed(full: Dataset, *, in_region: bool) -> Dataset:
-    """A new dataset with the KEEP attributes, each with the value representation that PS3.6 gives it."""
+def _pixels(full: Dataset) -> Dataset:
+    """What decoding needs, as it came, with the value representation that PS3.6 gives it."""
     kept = Dataset()
-    for tag in list(full.keys()):
-        if action(int(tag), in_region=in_region) is not Action.KEEP:
-            continue
-        element = full[tag]
-        if element.VR not in dictionary_VR(tag).split(" or "):
-            raise QuarantineError(Code.DICOM_INVALID)
-        if int(tag) == ULTRASOUND_REGIONS:
-            element = DataElement(tag, "SQ", [_allowed(item, in_region=True) for item in element.value])
-        kept.add(element)
+    for keyword in PIXELS:
+        if keyword in full:
+            element = full[keyword]
+            if element.VR not in dictionary_VR(element.tag).split(" or "):
+                raise QuarantineError(Code.DICOM_INVALID)
+            kept.add(element)
     return kept
-
-
-def _own_values(full: Dataset) -> Iterator[str]:
-    """Names and numbers of this header, nested and private ones too; an element that does not parse has none to give."""
-    for tag in list(full.keys()):
-        try:
-            element = full[tag]
-        except Exception:  # noqa: S112  (an attribute that is dropped anyway; its text may name the patient, so it is not logged)
-            continue
-        if element.VR == "SQ":
-            for item in element.value:
-                yield from _own_values(item)
-        elif element.VR == "PN" or int(tag) in NAMES_AND_NUMBERS:
-            yield str(element.value)
 
 
 def _text(full: Dataset, keyword: str) -> str:

@@ -1,77 +1,159 @@
-"""The label file of a DICOM folder: ``SOPInstanceUID,pathology`` and optionally ``x0,y0,x1,y1`` in pixels of the whole frame."""
+"""Labels of DICOM objects, from whatever the hospital has: tables by SOP Instance UID or accession number, exports of the RIS, structured reports.
 
-from collections.abc import Mapping
+What several sources say of one object is put together. Where they contradict each other, or say nothing that can be relied on, the object waits.
+"""
+
+import logging
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
+from typing import TypeVar
 
 from busgen_client.intake.findings import Code, QuarantineError
-from busgen_client.intake.frames import Box
-from busgen_client.intake.rows import read_rows
-from busgen_core.errors import LabelError
-from busgen_core.labels import Pathology, parse_pathology
+from busgen_client.intake.frames import Box, decode_picture, mask_box
+from busgen_client.intake.mapping import Vocabulary, read_mapping
+from busgen_client.intake.ris import is_table, read_table
+from busgen_client.intake.sr import is_report, read_report
+from busgen_client.intake.statements import Said, Statement
+from busgen_client.intake.table import content_in
+from busgen_core.labels import Birads, Pathology
+from busgen_privacy.text import scrub
+from busgen_privacy.vocabulary import device_words
 
-BOX_COLUMNS = ("x0", "y0", "x1", "y1")
+T = TypeVar("T", bound=Hashable)
+log = logging.getLogger("busgen.labels")
+
+LESION = frozenset({"3", "4", "4a", "4b", "4c", "5", "6"})  # BI-RADS categories that speak of a finding which a normal image has not
+HARMLESS = frozenset({"1", "2"})  # and those that no proven malignancy has
 
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """What a reader said of one object.
+    """What was said of one object.
 
     Attributes:
         pathology: The label.
         box: Lesion box in pixels of the whole frame, edges not centres, or None.
+        birads: BI-RADS assessment, or None.
+        device: Scanner's model as the table has it, scrubbed; empty if it says none.
+        frame: Rows and columns that the frame must have, where the box comes from a mask.
     """
 
     pathology: Pathology
     box: Box | None
+    birads: Birads | None = None
+    device: str = ""
+    frame: tuple[int, int] | None = None
 
 
 class Labels:
-    """Labels by SOP Instance UID. What is wrong with one row is told when its object comes, not before."""
+    """Everything that was said, by what it was said of. What is wrong with it is told when its object comes, not before.
 
-    def __init__(self, found: Mapping[str, Label | Code]) -> None:
-        self._found = found
+    Args:
+        statements: What was said.
+        vocabulary: The site's words.
+    """
 
-    def of(self, uid: str) -> Label:
+    def __init__(self, statements: Iterable[Statement], vocabulary: Vocabulary) -> None:
+        self._words = vocabulary
+        self._of: dict[tuple[str, str], list[Said | Code]] = defaultdict(list)
+        for one in statements:
+            self._of[one.kind, one.key].append(one.said)
+
+    def of(self, uid: str, *, study: str = "", accession: str = "", side: str = "") -> Label:
         """Label of an object.
 
+        Args:
+            uid: SOP Instance UID.
+            study: Study Instance UID.
+            accession: Accession Number.
+            side: L or R; empty if it is not known: then what is said of either side counts.
+
         Raises:
-            QuarantineError: label-missing, label-unknown, label-contradictory or box-invalid.
+            QuarantineError: label-missing, label-unknown, label-undecided, label-contradictory, box-invalid or mask-unreadable.
         """
-        label = self._found.get(uid, Code.LABEL_MISSING)
-        if isinstance(label, Code):
-            raise QuarantineError(label)
-        return label
+        return _together(list(self._said(uid, study, accession, side)), self._words)
+
+    def _said(self, uid: str, study: str, accession: str, side: str) -> Iterator[Said]:
+        for key in (("object", uid), ("study", study), ("accession", accession)):
+            for said in self._of.get(key, ()) if key[1] else ():
+                if isinstance(said, Code):
+                    raise QuarantineError(said)
+                if not (said.side and side) or said.side == side:
+                    yield said
 
 
-def read_labels(path: Path | None) -> Labels:
-    """Read a label file; without one, every object will wait for its label.
+def read_labels(path: Path | None, mapping: Path | None = None) -> Labels:
+    """Read labels; without a path, every object will wait for its label.
+
+    Args:
+        path: A table (CSV, or JSON with a list of objects), a structured report (DICOM), or a folder of these, searched below too.
+        mapping: The site's file of histologies; None for the one that is shipped.
 
     Raises:
-        TableError: the file as a whole cannot be used.
+        TableError: a table as a whole cannot be used.
+        ConfigError: the site's file cannot be used.
     """
-    rows = [] if path is None else read_rows(path, required=("SOPInstanceUID", "pathology"))
-    found: dict[str, Label | Code] = {}
-    for row in rows:
-        if row is not None:
-            uid, label = row["SOPInstanceUID"], _label(row)
-            found[uid] = label if found.get(uid, label) == label else Code.LABEL_CONTRADICTORY
-    return Labels(found)
+    vocabulary = read_mapping(mapping)
+    files = [] if path is None else sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    return Labels([one for file in files for one in _statements(file, vocabulary, sought=path != file)], vocabulary)
 
 
-def _label(row: Mapping[str, str]) -> Label | Code:
+def _statements(file: Path, vocabulary: Vocabulary, *, sought: bool) -> list[Statement]:
+    """What one file says; of a folder, files that are neither table nor report say nothing."""
+    if is_report(file):
+        try:
+            return read_report(file.read_bytes(), vocabulary)
+        except (QuarantineError, OSError):
+            log.warning("labels.report-unreadable")
+            return []
+    return [] if sought and not is_table(file) else read_table(file, vocabulary)
+
+
+def _together(said: list[Said], words: Vocabulary) -> Label:
+    birads = _one({each.birads for each in said if each.birads}, finer={"4": {"4a", "4b", "4c"}})
+    pathology = _one({each.pathology for each in said if each.pathology}) or words.implied(birads or "")
+    if pathology is None:
+        raise QuarantineError(Code.LABEL_MISSING)
+    boxes = {_box(each) for each in said if each.box or each.mask}
+    box, frame = _one(boxes) or (None, None)
+    normal, malignant = pathology is Pathology.NORMAL, pathology is Pathology.MALIGNANT
+    if (normal and (box or birads in LESION)) or (malignant and birads in HARMLESS):
+        raise QuarantineError(Code.LABEL_CONTRADICTORY)
+    device = _one({each.device for each in said if each.device}) or ""
+    category = Birads(birads) if birads in set(Birads) else None
+    return Label(pathology, box, category, scrub(device, words=device_words()), frame)
+
+
+def _one(values: set[T], finer: Mapping[T, set[T]] | None = None) -> T | None:
+    """The one value that was said, or None; a coarse one beside a finer one does not count.
+
+    Raises:
+        QuarantineError: label-contradictory.
+    """
+    left = {value for value in values if not (finer and finer.get(value, set()) & values)}
+    if len(left) > 1:
+        raise QuarantineError(Code.LABEL_CONTRADICTORY)
+    return next(iter(left), None)
+
+
+def _box(said: Said) -> tuple[Box | None, tuple[int, int] | None]:
+    if said.mask is None:
+        if said.box is None or not _is_box(said.box):
+            raise QuarantineError(Code.BOX_INVALID)
+        return said.box, None
+    folder, name = said.mask
     try:
-        pathology = parse_pathology(row["pathology"])
-    except LabelError:
-        return Code.LABEL_UNKNOWN
-    texts = [row.get(name, "") for name in BOX_COLUMNS]
-    if not any(texts):
-        return Label(pathology, None)
-    try:
-        x0, y0, x1, y1 = (float(text) for text in texts)
-    except ValueError:
-        return Code.BOX_INVALID
-    if not all(map(isfinite, (x0, y0, x1, y1))) or not (0 <= x0 < x1 and 0 <= y0 < y1):
-        return Code.BOX_INVALID
-    return Code.LABEL_CONTRADICTORY if pathology is Pathology.NORMAL else Label(pathology, (x0, y0, x1, y1))
+        mask = decode_picture(content_in(folder, name))
+    except QuarantineError as refused:
+        raise refused if refused.finding is Code.PATH_OUTSIDE else QuarantineError(Code.MASK_UNREADABLE) from None
+    rows, columns = mask.shape[:2]
+    part = mask_box(mask if mask.ndim == 2 else mask.max(axis=2))
+    return (None if part is None else (part[0] * columns, part[1] * rows, part[2] * columns, part[3] * rows)), (rows, columns)
+
+
+def _is_box(box: Box) -> bool:
+    x0, y0, x1, y1 = box
+    return all(map(isfinite, box)) and 0 <= x0 < x1 and 0 <= y0 < y1

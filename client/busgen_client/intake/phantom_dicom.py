@@ -22,7 +22,7 @@ from busgen_core.phantom import SCANNERS, Phantom, Scanner, simulate
 COLUMNS, ROWS = 256, 192  # px of the whole frame
 REGION_X0, REGION_Y0, REGION_SIZE = 64, 40, 128  # px; the scan region is square
 SHARES = (0.20, 0.45, 0.35)  # of patients: normal, benign, malignant
-FAMILY = ("EXAMPLE", "FICTITIOUS", "INVENTED", "NOBODY", "PHANTOM", "PRETEND", "SPECIMEN", "TEMPLATE")
+FAMILY = ("EXAMPLE", "FICTITIOUS", "INVENTED", "NOBODY", "PLACEHOLDER", "PRETEND", "SPECIMEN", "TEMPLATE")
 GIVEN = ("ADA", "BERTHA", "CLARA", "DORA", "EMMA", "FRIEDA", "GRETA", "HEDDA")
 COLUMNS_OF_LABELS = ("SOPInstanceUID", "pathology", "x0", "y0", "x1", "y1", "birads")
 

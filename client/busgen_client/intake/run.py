@@ -1,4 +1,4 @@
-"""The loop that both intakes share: one object at a time, admitted or quarantined, never both and never neither."""
+"""The loop that all ways in share: one object at a time, admitted or quarantined, never both and never neither."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -7,7 +7,16 @@ from dataclasses import dataclass
 from tqdm import tqdm
 
 from busgen_client.cohort import Admission, CohortStore, NewImage
-from busgen_client.intake.findings import REASONS, Code, IntakeResult, QuarantineError
+from busgen_client.held import DELETED, RELEASED, Held, HeldStore
+from busgen_client.intake.findings import BY_EYE, BY_LABEL, REASONS, Code, IntakeResult, QuarantineError
+
+
+def _nothing(_code: Code | None) -> None:
+    pass
+
+
+def _no_picture() -> None:
+    pass
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -16,40 +25,100 @@ class Source:
 
     Attributes:
         key: Keyed digest under which it would be quarantined.
-        read: Returns its clean images, or None for an object that is no business of this cohort; raises ``QuarantineError``.
+        read: Returns its clean images; or how many it gave, where it is known to be in the cohort already; or None for an object that is no
+            business of this cohort. Raises ``QuarantineError``.
+        show: Returns what a person is shown of an object that waits. Raises whatever it likes where there is nothing to show.
+        done: Told once what became of it is on the disk: the code under which it waits, or None.
     """
 
     key: str
-    read: Callable[[], Sequence[NewImage] | None]
+    read: Callable[[], Sequence[NewImage] | int | None]
+    show: Callable[[], Held | None] = _no_picture
+    done: Callable[[Code | None], None] = _nothing
 
 
-def take_in(store: CohortStore, sources: Iterable[Source], *, total: int, event: str, progress: bool) -> IntakeResult:
+@dataclass(slots=True)
+class _Tally:
+    """What became of the sources so far."""
+
+    seen: Counter[Admission]
+    held: Counter[str]
+    skipped: int = 0
+
+    def result(self) -> IntakeResult:
+        return IntakeResult(
+            self.seen[Admission.ADDED], self.seen[Admission.DUPLICATE], self.skipped, self.held.total(), dict(sorted(self.held.items()))
+        )
+
+
+def take_in(store: CohortStore, sources: Iterable[Source], *, total: int | None, event: str, progress: bool) -> IntakeResult:
     """Take all sources in, count what became of them, and note the counts in the journal.
+
+    The cohort is held from the first source to the last, so sources that are fetched one by one keep a second intake out all the while.
 
     Raises:
         StateError: another intake is running.
         UnavailableError: the store or the data folder failed; what was admitted before stays.
     """
-    seen: Counter[Admission] = Counter()
-    held: Counter[str] = Counter()
-    skipped = 0
+    tally, waiting = _Tally(Counter(), Counter()), HeldStore(store)
     with store.intake():
-        for source in tqdm(sources, total=total, desc="intake", unit="file", disable=not progress):
+        waiting.sweep()
+        for source in tqdm(sources, total=total, desc="intake", unit="object", disable=not progress):
+            code = None
             try:
-                images = source.read()
-                if images is None:
-                    skipped += 1
-                    continue
-                outcomes = [store.add(image, clears=source.key) for image in images]
-                seen.update(outcomes)
-                if Admission.ROLE_CONFLICT in outcomes:
-                    raise QuarantineError(Code.ROLE_CONFLICT)
-                if Admission.WITHDRAWN in outcomes:
-                    raise QuarantineError(Code.CONSENT_WITHDRAWN)
+                _admit(store, waiting, source, tally)
             except QuarantineError as refused:
-                held[refused.finding.value] += 1
-                store.quarantine(source.key, code=refused.finding.value, reason=REASONS[refused.finding])
-        result = IntakeResult(seen[Admission.ADDED], seen[Admission.DUPLICATE], skipped, held.total(), dict(sorted(held.items())))
-        detail = {"added": result.added, "duplicates": result.duplicates, "skipped": skipped, "quarantined": result.codes}
+                code = refused.finding
+                tally.held[code.value] += 1
+                store.quarantine(source.key, code=code.value, reason=REASONS[code])
+                if code in BY_EYE | BY_LABEL and (held := _shown(source)) is not None:
+                    waiting.put(source.key, held)
+            source.done(code)
+        waiting.sweep()
+        result = tally.result()
+        detail = {"added": result.added, "duplicates": result.duplicates, "skipped": result.skipped, "quarantined": result.codes}
         store.note(event, detail)
     return result
+
+
+def _shown(source: Source) -> Held | None:
+    try:
+        return source.show()
+    except Exception:  # a picture is a help to people and no condition; a parser of untrusted bytes raises whatever it likes
+        return None
+
+
+def _admit(store: CohortStore, waiting: HeldStore, source: Source, tally: _Tally) -> None:
+    if (verdict := waiting.decided(source.key)) == DELETED:
+        tally.skipped += 1
+        return
+    if verdict == RELEASED:
+        tally.seen[Admission.DUPLICATE] += 1
+        return
+    images = source.read()
+    if images is None:
+        tally.skipped += 1
+        return
+    if isinstance(images, int):
+        store.lift(source.key)
+        tally.seen[Admission.DUPLICATE] += images
+        return
+    outcomes = [store.add(image, clears=source.key) for image in images]
+    tally.seen.update(outcomes)
+    if Admission.ROLE_CONFLICT in outcomes:
+        raise QuarantineError(Code.ROLE_CONFLICT)
+    if Admission.WITHDRAWN in outcomes:
+        raise QuarantineError(Code.CONSENT_WITHDRAWN)
+    store.settle(images)
+
+
+def combined(results: Iterable[IntakeResult]) -> IntakeResult:
+    """The counts of several runs as those of one.
+
+    >>> combined([IntakeResult(added=1), IntakeResult(added=2, quarantined=1, codes={"colour": 1})])
+    IntakeResult(added=3, duplicates=0, skipped=0, quarantined=1, codes={'colour': 1})
+    """
+    every = list(results)
+    codes = sum((Counter(result.codes) for result in every), Counter[str]())
+    added, duplicates = sum(result.added for result in every), sum(result.duplicates for result in every)
+    return IntakeResult(added, duplicates, sum(result.skipped for result in every), codes.total(), dict(sorted(codes.items())))

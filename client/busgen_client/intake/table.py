@@ -9,15 +9,17 @@ from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from busgen_client.cohort import CohortStore, NewImage, Role
+from busgen_client.held import Held
 from busgen_client.intake.findings import Code, IntakeResult, QuarantineError
-from busgen_client.intake.frames import Box, check_scan, decode_picture, mask_box, to_gray
-from busgen_client.intake.rows import read_rows
+from busgen_client.intake.frames import Box, Gray, check_scan, decode_picture, mask_box, to_gray
 from busgen_client.intake.run import Source, take_in
 from busgen_core.digests import sha256_bytes
 from busgen_core.errors import InputError, LabelError, TableError
 from busgen_core.labels import Pathology, parse_pathology
+from busgen_core.tables import read_rows
 from busgen_privacy.deidentify import deny_words
 from busgen_privacy.text import scrub
+from busgen_privacy.vocabulary import device_words
 
 TABLE = "images.csv"
 LARGEST = 64 * 2**20  # bytes of one image file
@@ -48,7 +50,7 @@ def _sources(store: CohortStore, folder: Path, rows: list[dict[str, str] | None]
     for line, row in enumerate(rows):
         name = "" if row is None else _row_id(row)
         key = store.key("row", str(folder), name or f"line {line}")
-        yield Source(key=key, read=partial(_read, store, folder, row))
+        yield Source(key=key, read=partial(_read, store, folder, row), show=partial(_to_look_at, store, folder, row))
 
 
 def _row_id(row: Mapping[str, str]) -> str:
@@ -64,31 +66,70 @@ def _read(store: CohortStore, folder: Path, row: Mapping[str, str] | None) -> li
         return None
     if role not in ROLES:
         raise QuarantineError(Code.ROLE_UNKNOWN)
-    patient = row.get("group") or row.get("patient_id", "")
-    try:
-        pathology, patient_key = parse_pathology(row["pathology"]), store.patient_key(patient)
-    except LabelError:
-        raise QuarantineError(Code.LABEL_UNKNOWN) from None
-    except InputError:
-        raise QuarantineError(Code.PATIENT_MISSING) from None
-    content = _content(folder, row["file"])
+    pathology, patient_key = _label(row), _patient(store, row)
+    content = content_in(folder, row["file"])
     gray = check_scan(to_gray(decode_picture(content)))
     box = _box(folder, row.get("mask_file", ""), gray.shape)
     if box is not None and pathology is Pathology.NORMAL:
         raise QuarantineError(Code.LABEL_CONTRADICTORY)
-    image = NewImage(
+    return [_image(store, row, content, gray, patient_key=patient_key, pathology=pathology, box=box)]
+
+
+def _to_look_at(store: CohortStore, folder: Path, row: Mapping[str, str] | None) -> Held | None:
+    """What a person is shown of a row that waits; a label or box that cannot be used is left for the person to give.
+
+    Raises:
+        QuarantineError: there is nothing that a person could release.
+    """
+    if row is None or row.get("role", "").lower() not in ROLES:
+        return None
+    content, patient_key = content_in(folder, row["file"]), _patient(store, row)
+    frame = decode_picture(content)
+    try:
+        pathology, box = _label(row), _box(folder, row.get("mask_file", ""), frame.shape[:2])
+    except QuarantineError as refused:
+        pathology, box = Pathology.NORMAL if refused.finding is Code.LABEL_UNKNOWN else _label(row), None
+        labelled = refused.finding is not Code.LABEL_UNKNOWN
+    else:
+        labelled = box is None or pathology is not Pathology.NORMAL
+    return Held(images=(_image(store, row, content, frame, patient_key=patient_key, pathology=pathology, box=box),), labelled=labelled)
+
+
+def _image(
+    store: CohortStore, row: Mapping[str, str], content: bytes, gray: Gray, *, patient_key: str, pathology: Pathology, box: Box | None
+) -> NewImage:
+    identifiers = [row.get("group") or "", row.get("patient_id") or ""]
+    return NewImage(
         gray=gray,
         patient_key=patient_key,
         pathology=pathology,
         box=box,
-        device=scrub(row.get("device", ""), deny=deny_words([patient, row.get("patient_id", "")])),
+        device=_device(store, row.get("device", ""), deny_words(identifiers)),
         source_key=store.key("table", sha256_bytes(content), _row_id(row)),
-        role=ROLES[role],
+        role=ROLES[row.get("role", "").lower()],
     )
-    return [image]
 
 
-def _content(folder: Path, name: str) -> bytes:
+def _label(row: Mapping[str, str]) -> Pathology:
+    try:
+        return parse_pathology(row["pathology"])
+    except LabelError:
+        raise QuarantineError(Code.LABEL_UNKNOWN) from None
+
+
+def _patient(store: CohortStore, row: Mapping[str, str]) -> str:
+    try:
+        return store.patient_key(row.get("group") or row.get("patient_id", ""))
+    except InputError:
+        raise QuarantineError(Code.PATIENT_MISSING) from None
+
+
+def _device(store: CohortStore, text: str, deny: frozenset[str]) -> str:
+    """A scanner's name without the patient's identifiers and without words that no scanner's name has."""
+    return scrub(text, deny=deny, words=device_words().with_words(store.choices.words), models=store.choices.nlp_models)
+
+
+def content_in(folder: Path, name: str) -> bytes:
     """Bytes of a file that a table names, if it truly lies in the table's folder, links followed."""
     posix, windows = PurePosixPath(name), PureWindowsPath(name)
     if not name or "\0" in name or posix.is_absolute() or windows.drive or windows.root or ".." in windows.parts:
@@ -111,7 +152,7 @@ def _box(folder: Path, name: str, shape: tuple[int, ...]) -> Box | None:
     if not name:
         return None
     try:
-        mask = decode_picture(_content(folder, name))
+        mask = decode_picture(content_in(folder, name))
     except QuarantineError as refused:
         raise refused if refused.finding is Code.PATH_OUTSIDE else QuarantineError(Code.MASK_UNREADABLE) from None
     flat = mask if mask.ndim == 2 else mask.max(axis=2)

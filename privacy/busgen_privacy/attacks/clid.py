@@ -18,18 +18,18 @@ from torch import Tensor
 
 from busgen_core.conditions import Condition, encode
 from busgen_core.generator import Generator, denoising_loss, unfold
-from busgen_privacy.attacks.base import Access, Scores, WhiteBoxAttack
+from busgen_privacy.attacks.base import Access, Draws, Scores, WhiteBoxAttack
 from busgen_privacy.attacks.queries import loss_draws, networks, questions
 from busgen_privacy.cohort import Cohort
 
 
 @torch.no_grad()
-def score(access: Access, cohort: Cohort, rows: list[int], draws: int, rng: np.random.Generator) -> Scores:
+def score(access: Access, cohort: Cohort, rows: list[int], draws: Draws) -> Scores:
     """How much more the labels help the adapted network, float64 [rows]."""
-    noise, sigmas = loss_draws(access.adapted, len(rows), draws, rng)
-    repeated = [row for row in rows for _ in range(draws)]
+    noise, sigmas = loss_draws(draws)
+    repeated = [row for row in rows for _ in range(draws.count)]
     before, after = (discrepancy(network, access, cohort, repeated, noise=noise, sigmas=sigmas) for network in networks(access))
-    return np.asarray((after - before).double().cpu().numpy().reshape(len(rows), draws).mean(1))
+    return np.asarray((after - before).double().cpu().numpy().reshape(draws.places.shape).mean(1))
 
 
 def discrepancy(network: Generator, access: Access, cohort: Cohort, rows: list[int], *, noise: Tensor, sigmas: Tensor) -> Tensor:

@@ -82,15 +82,11 @@ def score(released: Features, reference: Features, attacked: Features) -> Scores
     return -nearest(attacked, released)
 
 
-def pairs(released: int, reference: int, attacked: int) -> int:
-    """Distances that one run computes."""
-    return attacked * released + 0 * reference
-
-
 ATTACK = BlackBoxAttack(
     name="closest-record",
     what="Are released images closer to members than to patients never seen? Diagnostic: sets that pass can still be attacked.",
     source="Platzer & Reutterer 2021, doi:10.3389/fdata.2021.679939; Yao et al. 2025, arXiv:2505.01524",
     score=score,
+    pairs=lambda released, _reference, attacked: attacked * released,
     diagnostic=True,
 )

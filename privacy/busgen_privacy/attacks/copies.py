@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from busgen_core.errors import InputError
-from busgen_privacy.attacks.base import MemberScores, Scores
-from busgen_privacy.cohort import Cohort
+from busgen_privacy.attacks.base import MemberScores, by_patient, same_size
+from busgen_privacy.cohort import Cohort, normalised
 
 MOST_REAL = 3000  # real images from which the copy threshold is calibrated
 CLOSEST_SHARE, MARGIN, SMALLEST = 1e-3, 0.5, 0.02  # see copy_threshold
@@ -57,8 +57,7 @@ def near_copies(released: NDArray[np.uint8], members: Cohort, holdout: Cohort) -
 
     Diagnostic: few near copies do not prove privacy ("the DCR delusion", Yao et al. 2025, arXiv:2505.01524); one proves a leak.
     """
-    if not len(released) or released.shape[1:] != members.images.shape[1:] or released.shape[1:] != holdout.images.shape[1:]:
-        raise InputError("released images are missing, or not of the cohorts' size")
+    same_size(released, members.images, holdout.images)
     generated, known, unseen = normalised(released), normalised(members.images), normalised(holdout.images)
     member_distance, member_row, to_members = _nearest(generated, known)
     holdout_distance, _, to_holdout = _nearest(generated, unseen)
@@ -67,7 +66,7 @@ def near_copies(released: NDArray[np.uint8], members: Cohort, holdout: Cohort) -
         member_distance=member_distance,
         member_row=member_row,
         holdout_distance=holdout_distance,
-        scores=MemberScores(members=_by_patient(members, to_members), holdout=_by_patient(holdout, to_holdout)),
+        scores=MemberScores(members=by_patient(members, -to_members, combine="max"), holdout=by_patient(holdout, -to_holdout, combine="max")),
     )
 
 
@@ -88,13 +87,6 @@ def copy_threshold(members: Cohort, holdout: Cohort) -> float:
     return max(MARGIN * closest, SMALLEST)
 
 
-def normalised(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """uint8 [n, px, px] to float32 [n, px * px] of mean 0 and length 1; a constant image becomes 0."""
-    flat = images.reshape(len(images), -1).astype(np.float32)
-    flat -= flat.mean(1, keepdims=True)
-    return np.asarray(flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6), dtype=np.float32)
-
-
 def _nearest(generated: NDArray[np.float32], real: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]:
     """Distance and row of the nearest real image for each generated one, and distance of the nearest generated one for each real."""
     distances, rows = [], []
@@ -105,7 +97,3 @@ def _nearest(generated: NDArray[np.float32], real: NDArray[np.float32]) -> tuple
         rows.append(block.argmin(1))
         back = np.minimum(back, block.min(0))
     return np.concatenate(distances), np.concatenate(rows), back
-
-
-def _by_patient(cohort: Cohort, distance: NDArray[np.float32]) -> Scores:
-    return np.array([-float(distance[rows].min()) for rows in cohort.patient_rows().values()])

@@ -13,7 +13,7 @@ import numpy as np
 from scipy.special import logsumexp
 from sklearn.decomposition import PCA
 
-from busgen_privacy.attacks.base import BlackBoxAttack, Features, Scores
+from busgen_privacy.attacks.base import BlackBoxAttack, Features, Scores, every_pair
 from busgen_privacy.attacks.neighbours import Floats, checked, distances, projected
 
 COMPONENTS = 32  # with 8 the densities are too coarse to see a leak; more than 32 see no more (simulated, 60 members, 2,000 released)
@@ -52,14 +52,10 @@ def log_density(known: Floats, wanted: Floats) -> Scores:
     return np.asarray(np.concatenate(sums) - np.log(count) - k * np.log(width))
 
 
-def pairs(released: int, reference: int, attacked: int) -> int:
-    """Distances that one run computes."""
-    return attacked * (released + reference)
-
-
 ATTACK = BlackBoxAttack(
     name="domias",
     what="Do released images crowd around members more than around patients never seen, compared with public images?",
     source="van Breugel et al. 2023, arXiv:2302.12580, equation 2",
     score=score,
+    pairs=every_pair,
 )

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from busgen_core.errors import InputError
-from busgen_privacy.attacks.base import MemberScores, Scores, by_patient
+from busgen_privacy.attacks.base import MemberScores, by_patient, same_size
 from busgen_privacy.attacks.registration import Floats, Frames, Prepared, Rows, coarse, register
 from busgen_privacy.cohort import Cohort
 
@@ -91,8 +91,7 @@ def extract(released: Frames, members: Cohort, holdout: Cohort, *, progress: Cal
 
     Diagnostic where it finds nothing: copies outside the search (turned, or less than 72 % of a side) are missed. One copy proves a leak.
     """
-    if not len(released) or released.shape[1:] != members.images.shape[1:] or released.shape[1:] != holdout.images.shape[1:]:
-        raise InputError("released images are missing, or not of the cohorts' size")
+    same_size(released, members.images, holdout.images)
     sides = [Prepared.of(members.images), Prepared.of(holdout.images)]
     threshold = registered_threshold(members, holdout)
     found: tuple[list[Nearest], list[Nearest]] = ([], [])
@@ -105,7 +104,7 @@ def extract(released: Frames, members: Cohort, holdout: Cohort, *, progress: Cal
             back[number] = np.minimum(back[number], to_real)
         if progress is not None:
             progress(start + len(plain), len(released))
-    scores = [by_patient(cohort, _negative(each), combine="max") for cohort, each in zip((members, holdout), back, strict=True)]
+    scores = [by_patient(cohort, -each, combine="max") for cohort, each in zip((members, holdout), back, strict=True)]
     return Extraction(threshold, _joined(found[0]), _joined(found[1]), MemberScores(members=scores[0], holdout=scores[1]))
 
 
@@ -171,10 +170,6 @@ def _top(values: Floats, count: int) -> Rows:
     """Columns of the largest values of each row, int [rows, at most count]."""
     count = min(count, values.shape[1])
     return np.asarray(np.argpartition(-values, count - 1, axis=1)[:, :count])
-
-
-def _negative(distance: Floats) -> Scores:
-    return -distance.astype(np.float64)
 
 
 def _joined(parts: list[Nearest]) -> Nearest:

@@ -7,7 +7,7 @@ Source: Chen et al. 2020, arXiv:1909.03935, the full black-box attack R(x | G_v)
 calibration L_cal = L(x, R(x | G_v)) - L(x, R(x | G_r)); the reference model's samples are here public images.
 """
 
-from busgen_privacy.attacks.base import BlackBoxAttack, Features, Scores
+from busgen_privacy.attacks.base import BlackBoxAttack, Features, Scores, every_pair
 from busgen_privacy.attacks.neighbours import checked, nearest
 
 
@@ -26,14 +26,10 @@ def score(released: Features, reference: Features, attacked: Features) -> Scores
     return nearest(attacked, reference) - nearest(attacked, released)
 
 
-def pairs(released: int, reference: int, attacked: int) -> int:
-    """Distances that one run computes."""
-    return attacked * (released + reference)
-
-
 ATTACK = BlackBoxAttack(
     name="gan-leaks",
     what="Is the nearest released image nearer to members than to patients never seen, allowing for how common each image looks?",
     source="Chen et al. 2020, arXiv:1909.03935, full black-box attack with calibration",
     score=score,
+    pairs=every_pair,
 )

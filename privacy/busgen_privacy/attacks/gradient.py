@@ -14,21 +14,20 @@ aggregated by layer (GSA); calibrated as Watson et al. 2022, arXiv:2111.08440.
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
 from busgen_core.generator import Generator
-from busgen_privacy.attacks.base import Access, Scores, WhiteBoxAttack
+from busgen_privacy.attacks.base import Access, Draws, Scores, WhiteBoxAttack
 from busgen_privacy.attacks.queries import calibrated, loss_draws, networks, quiet_sigmas
 from busgen_privacy.cohort import Cohort
 from busgen_privacy.denoising import patient_losses
 
 
-def score(access: Access, cohort: Cohort, rows: list[int], draws: int, rng: np.random.Generator) -> Scores:
+def score(access: Access, cohort: Cohort, rows: list[int], draws: Draws) -> Scores:
     """How much shorter the adapted network's gradient is for each image, float64 [rows]."""
-    noise, sigmas = loss_draws(access.adapted, len(rows), draws, rng, levels=quiet_sigmas)
+    noise, sigmas = loss_draws(draws, levels=quiet_sigmas)
     norms = []
     for network in networks(access):
         with torch.enable_grad(), differentiable(network) as parameters:
@@ -72,4 +71,5 @@ ATTACK = WhiteBoxAttack(
     source="Pang et al. 2023, arXiv:2308.06405, GSA1; calibrated as Watson et al. 2022, arXiv:2111.08440",
     score=score,
     passes=lambda draws: 6.0 * draws,  # two networks, forward and backward
+    at_once=1,
 )

@@ -8,20 +8,20 @@ calibration of Watson et al. 2022, arXiv:2111.08440, equation 3.
 import numpy as np
 import torch
 
-from busgen_privacy.attacks.base import Access, Scores, WhiteBoxAttack
+from busgen_privacy.attacks.base import Access, Draws, Scores, WhiteBoxAttack
+from busgen_privacy.attacks.queries import loss_draws
 from busgen_privacy.cohort import Cohort
-from busgen_privacy.denoising import patient_losses, sigmas_at
+from busgen_privacy.denoising import patient_losses
 
 
 @torch.no_grad()
-def score(access: Access, cohort: Cohort, rows: list[int], draws: int, rng: np.random.Generator) -> Scores:
+def score(access: Access, cohort: Cohort, rows: list[int], draws: Draws) -> Scores:
     """Improvement of each image, float64 [rows]; levels are stratified over those that adaptation trains."""
-    repeated, adapted = [row for row in rows for _ in range(draws)], access.adapted
-    sigmas = sigmas_at((np.tile(np.arange(draws), len(rows)) + rng.random(len(repeated))) / draws)
-    noise = torch.from_numpy(rng.standard_normal((len(repeated), adapted.fold**2, adapted.side, adapted.side), dtype=np.float32))
+    adapted, repeated = access.adapted, [row for row in rows for _ in range(draws.count)]
+    noise, sigmas = loss_draws(draws)
     networks = [access.reference.to(next(adapted.parameters()).device), adapted]
     before, after = patient_losses(networks, access.scheduler, cohort, repeated, noise=noise, sigmas=sigmas)
-    return np.asarray((before - after).double().cpu().numpy().reshape(len(rows), draws).mean(1))
+    return np.asarray((before - after).double().cpu().numpy().reshape(draws.places.shape).mean(1))
 
 
 ATTACK = WhiteBoxAttack(

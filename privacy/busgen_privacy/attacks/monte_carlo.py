@@ -38,14 +38,10 @@ def score(released: Features, reference: Features, attacked: Features) -> Scores
     return np.concatenate([(block <= radius).mean(1) for block in distances(attacked, released)])
 
 
-def pairs(released: int, reference: int, attacked: int) -> int:
-    """Distances that one run computes; the radius is found for members and for holdout."""
-    return attacked * released + 2 * reference * released
-
-
 ATTACK = BlackBoxAttack(
     name="monte-carlo",
     what="Do more released images fall close to members than to patients never seen?",
     source="Hilprecht et al. 2019, doi:10.2478/popets-2019-0067, f_MC-epsilon",
     score=score,
+    pairs=lambda released, reference, attacked: attacked * released + 2 * reference * released,  # the radius is found for each side
 )

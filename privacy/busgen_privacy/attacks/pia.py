@@ -13,28 +13,22 @@ Source: Kong et al. 2023, "An efficient membership inference attack for the diff
 calibrated as Watson et al. 2022, arXiv:2111.08440.
 """
 
-import numpy as np
-import torch
 from diffusers import EDMDPMSolverMultistepScheduler
 from torch import Tensor
 
 from busgen_core.conditions import Encoded
 from busgen_core.generator import Generator
-from busgen_privacy.attacks.base import Access, Scores, WhiteBoxAttack
-from busgen_privacy.attacks.queries import calibrated, middle_sigmas, networks, predicted_noise, questions, repeated, size
+from busgen_privacy.attacks.base import Access, Draws, Scores, WhiteBoxAttack
+from busgen_privacy.attacks.queries import compared, middle_sigmas, predicted_noise, repeated, size
 from busgen_privacy.cohort import Cohort
 from busgen_privacy.denoising import LOWEST_SIGMA
 
 POWER = 4  # the norm that the paper's experiments use
 
 
-@torch.no_grad()
-def score(access: Access, cohort: Cohort, rows: list[int], draws: int, _rng: np.random.Generator) -> Scores:
-    """How much better the adapted network recognises its own noise, float64 [rows]; ``draws`` is the number of levels, nothing is random."""
-    clean, conditions = questions(access.adapted, cohort, rows)
-    sigmas = middle_sigmas(draws).to(clean.device)
-    reference, adapted = (misses(network, access.scheduler, clean, sigmas, conditions) for network in networks(access))
-    return calibrated(reference, adapted)
+def score(access: Access, cohort: Cohort, rows: list[int], draws: Draws) -> Scores:
+    """How much better the adapted network recognises its own noise, float64 [rows]; as many levels as draws, nothing is random."""
+    return compared(access, cohort, rows, middle_sigmas(draws.count), misses)
 
 
 def misses(network: Generator, scheduler: EDMDPMSolverMultistepScheduler, clean: Tensor, sigmas: Tensor, conditions: Encoded) -> Tensor:

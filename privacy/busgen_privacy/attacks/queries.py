@@ -26,12 +26,14 @@ from busgen_core.conditions import Condition, Encoded, encode
 from busgen_core.errors import ConfigError
 from busgen_core.generator import Generator, fold
 from busgen_core.tensors import to_unit
-from busgen_privacy.attacks.base import Access, Scores
+from busgen_privacy.attacks.base import Access, Draws, Scores
 from busgen_privacy.cohort import Cohort
 from busgen_privacy.denoising import LOWEST_SIGMA, sigmas_at
 
 LOUDEST_QUIET_SIGMA = 1.24  # t = 300, the loudest step at which the papers of SecMI, PIA and SimA attack
 SMALLEST = 1e-6  # sizes below it count as it: what float32 leaves of a perfect answer
+
+Sizes = Callable[[Generator, EDMDPMSolverMultistepScheduler, Tensor, Tensor, Encoded], Tensor]
 
 
 def networks(access: Access) -> tuple[Generator, Generator]:
@@ -105,24 +107,17 @@ def middle_sigmas(count: int) -> Tensor:
     return quiet_sigmas((np.arange(count) + 0.5) / count)
 
 
-def loss_draws(
-    network: Generator, images: int, draws: int, rng: np.random.Generator, *, levels: Callable[[NDArray[np.float64]], Tensor] = sigmas_at
-) -> tuple[Tensor, Tensor]:
-    """Noise and levels for ``draws`` draws of each image, stratified as the loss attack has them.
+def loss_draws(draws: Draws, *, levels: Callable[[NDArray[np.float64]], Tensor] = sigmas_at) -> tuple[Tensor, Tensor]:
+    """Noise and levels of all draws of all images, stratified as the loss attack has them; an image's draws follow each other.
 
     Args:
-        network: Its shape is used.
-        images: How many images.
-        draws: Draws of each.
-        rng: Random numbers of the patient.
+        draws: Of some images.
         levels: Places in [0, 1] to noise levels; by default all that adaptation trains.
 
     Returns:
-        Standard normal float32 [images * draws, fold^2, side, side] and float32 [images * draws]; an image's draws follow each other.
+        Standard normal float32 [images * draws, fold^2, side, side] and float32 [images * draws].
     """
-    count = images * draws
-    sigmas = levels((np.tile(np.arange(draws), images) + rng.random(count)) / draws)
-    return torch.from_numpy(rng.standard_normal((count, network.fold**2, network.side, network.side), dtype=np.float32)), sigmas
+    return torch.from_numpy(draws.noise.reshape(-1, *draws.noise.shape[2:])), levels(draws.places.reshape(-1))
 
 
 def size(values: Tensor, *, power: int) -> Tensor:
@@ -132,6 +127,22 @@ def size(values: Tensor, *, power: int) -> Tensor:
     [3.536]
     """
     return values.double().abs().pow(power).flatten(1).mean(1).pow(1 / power)
+
+
+@torch.no_grad()
+def compared(access: Access, cohort: Cohort, rows: list[int], sigmas: Tensor, sizes: Sizes) -> Scores:
+    """How much smaller the sizes of the adapted network's answers are, float64 [rows]; nothing is random.
+
+    Args:
+        access: What the attacker holds.
+        cohort: Of the attacked images.
+        rows: Theirs.
+        sigmas: Noise levels, float32 [levels].
+        sizes: Network, scheduler, clean patches, levels and conditions to sizes, float64 [asked, rows]; small for members.
+    """
+    clean, conditions = questions(access.adapted, cohort, rows)
+    levels = sigmas.to(clean.device)
+    return calibrated(*(sizes(network, access.scheduler, clean, levels, conditions) for network in networks(access)))
 
 
 def calibrated(reference: Tensor, adapted: Tensor) -> Scores:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from busgen_core.errors import ConfigError
 from busgen_core.generator import Generator
-from busgen_privacy.attacks.base import Access, Scores, WhiteBoxAttack
+from busgen_privacy.attacks.base import Access, Draws, Scores, WhiteBoxAttack
 from busgen_privacy.attacks.queries import loss_draws, same_shape
 from busgen_privacy.cohort import Cohort
 from busgen_privacy.denoising import patient_losses
@@ -43,8 +43,8 @@ def attack(shadows: Sequence[Generator]) -> WhiteBoxAttack:
         raise ConfigError("the reference-model attack needs at least one shadow network")
     kept = tuple(shadows)
 
-    def score(access: Access, cohort: Cohort, rows: list[int], draws: int, rng: np.random.Generator) -> Scores:
-        return ratios(access, kept, cohort, rows, draws, rng)
+    def score(access: Access, cohort: Cohort, rows: list[int], draws: Draws) -> Scores:
+        return ratios(access, kept, cohort, rows, draws)
 
     return WhiteBoxAttack(
         name="reference-model",
@@ -56,14 +56,14 @@ def attack(shadows: Sequence[Generator]) -> WhiteBoxAttack:
 
 
 @torch.no_grad()
-def ratios(access: Access, shadows: Sequence[Generator], cohort: Cohort, rows: list[int], draws: int, rng: np.random.Generator) -> Scores:
+def ratios(access: Access, shadows: Sequence[Generator], cohort: Cohort, rows: list[int], draws: Draws) -> Scores:
     """Logarithm of the likelihood ratio of each image, float64 [rows]."""
     adapted = access.adapted
-    noise, sigmas = loss_draws(adapted, len(rows), draws, rng)
-    repeated = [row for row in rows for _ in range(draws)]
+    noise, sigmas = loss_draws(draws)
+    repeated = [row for row in rows for _ in range(draws.count)]
     asked = [adapted, *(same_shape(adapted, shadow) for shadow in shadows)]
     losses = torch.stack(patient_losses(asked, access.scheduler, cohort, repeated, noise=noise, sigmas=sigmas))
-    return log_ratio(losses.double().view(len(asked), len(rows), draws).mean(2))
+    return log_ratio(losses.double().view(len(asked), *draws.places.shape).mean(2))
 
 
 def log_ratio(losses: Tensor) -> Scores:

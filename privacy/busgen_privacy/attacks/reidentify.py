@@ -27,7 +27,7 @@ from sklearn.model_selection import GroupKFold
 
 from busgen_core.errors import CheckpointError, InputError
 from busgen_core.files import write_whole
-from busgen_privacy.attacks.base import BlackBoxAttack, Features, Scores
+from busgen_privacy.attacks.base import BlackBoxAttack, Features, Scores, every_pair
 from busgen_privacy.attacks.neighbours import Floats, checked, distances, projected
 from busgen_privacy.statistics import auc
 
@@ -140,6 +140,7 @@ def attack(verifier: Verifier) -> BlackBoxAttack:
         what="Does a released image look like the same patient as a member, more than as a patient never seen?",
         source="Ioffe 2006, doi:10.1007/11744085_41 (PLDA); Packhäuser et al. 2022, doi:10.1038/s41598-022-19045-3",
         score=score,
+        pairs=every_pair,
     )
 
 

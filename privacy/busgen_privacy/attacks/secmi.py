@@ -22,18 +22,14 @@ from torch import Tensor
 
 from busgen_core.conditions import Encoded
 from busgen_core.generator import Generator
-from busgen_privacy.attacks.base import Access, Scores, WhiteBoxAttack
-from busgen_privacy.attacks.queries import calibrated, networks, predicted_noise, questions, quiet_sigmas, size
+from busgen_privacy.attacks.base import Access, Draws, Scores, WhiteBoxAttack
+from busgen_privacy.attacks.queries import compared, predicted_noise, quiet_sigmas, size
 from busgen_privacy.cohort import Cohort
 
 
-@torch.no_grad()
-def score(access: Access, cohort: Cohort, rows: list[int], draws: int, _rng: np.random.Generator) -> Scores:
-    """How much smaller the t-errors are in the adapted network, float64 [rows]; ``draws`` is the number of steps, nothing is random."""
-    clean, conditions = questions(access.adapted, cohort, rows)
-    sigmas = quiet_sigmas(np.linspace(0, 1, draws + 1)).to(clean.device)
-    reference, adapted = (t_errors(network, access.scheduler, clean, sigmas, conditions) for network in networks(access))
-    return calibrated(reference, adapted)
+def score(access: Access, cohort: Cohort, rows: list[int], draws: Draws) -> Scores:
+    """How much smaller the t-errors are in the adapted network, float64 [rows]; as many steps as draws, nothing is random."""
+    return compared(access, cohort, rows, quiet_sigmas(np.linspace(0, 1, draws.count + 1)), t_errors)
 
 
 def t_errors(network: Generator, scheduler: EDMDPMSolverMultistepScheduler, clean: Tensor, sigmas: Tensor, conditions: Encoded) -> Tensor:

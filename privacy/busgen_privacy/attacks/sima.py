@@ -14,27 +14,21 @@ Source: Rao, Qu, Moyer 2025, "Score-based membership inference on diffusion mode
 Watson et al. 2022, arXiv:2111.08440.
 """
 
-import numpy as np
-import torch
 from diffusers import EDMDPMSolverMultistepScheduler
 from torch import Tensor
 
 from busgen_core.conditions import Encoded
 from busgen_core.generator import Generator
-from busgen_privacy.attacks.base import Access, Scores, WhiteBoxAttack
-from busgen_privacy.attacks.queries import calibrated, middle_sigmas, networks, predicted_noise, questions, repeated, size
+from busgen_privacy.attacks.base import Access, Draws, Scores, WhiteBoxAttack
+from busgen_privacy.attacks.queries import compared, middle_sigmas, predicted_noise, repeated, size
 from busgen_privacy.cohort import Cohort
 
 POWER = 4  # the norm that the paper's experiments use
 
 
-@torch.no_grad()
-def score(access: Access, cohort: Cohort, rows: list[int], draws: int, _rng: np.random.Generator) -> Scores:
-    """How much less noise the adapted network sees in each image, float64 [rows]; ``draws`` is the number of levels, nothing is random."""
-    clean, conditions = questions(access.adapted, cohort, rows)
-    sigmas = middle_sigmas(draws).to(clean.device)
-    reference, adapted = (noise_norms(network, access.scheduler, clean, sigmas, conditions) for network in networks(access))
-    return calibrated(reference, adapted)
+def score(access: Access, cohort: Cohort, rows: list[int], draws: Draws) -> Scores:
+    """How much less noise the adapted network sees in each image, float64 [rows]; as many levels as draws, nothing is random."""
+    return compared(access, cohort, rows, middle_sigmas(draws.count), noise_norms)
 
 
 def noise_norms(network: Generator, scheduler: EDMDPMSolverMultistepScheduler, clean: Tensor, sigmas: Tensor, conditions: Encoded) -> Tensor:

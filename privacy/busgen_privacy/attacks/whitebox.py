@@ -27,7 +27,7 @@ def run_all(
         holdout: Patients it never saw.
         draws: Noise draws, or levels, for each image and attack; at least 1.
         seed: Of the draws.
-        progress: Called with (patients attacked so far by all attacks, patients times attacks).
+        progress: Called with (images attacked so far by all attacks, images times attacks).
 
     Raises:
         ConfigError: ``draws`` below 1.

@@ -18,7 +18,7 @@ from functools import lru_cache
 from math import exp, inf, isfinite, log, sqrt
 
 from scipy.optimize import brentq
-from scipy.special import log_ndtr
+from scipy.special import log_ndtr, ndtri
 
 from busgen_core.errors import ConfigError, WatchdogError
 
@@ -190,3 +190,15 @@ def gdp_mu(epsilon: float, delta: float) -> float:
     1.666
     """
     return float(brentq(lambda mu: gdp_delta(mu, epsilon) - delta, 1e-6, 100.0, xtol=1e-10))
+
+
+def gdp_epsilon(mu: float, delta: float) -> float:
+    """Epsilon of mu-Gaussian DP at ``delta``; the inverse of ``gdp_delta``, 0 at least.
+
+    >>> round(gdp_epsilon(1.666, 1e-5), 2)
+    8.0
+    """
+    if mu <= 0 or gdp_delta(mu, 0.0) <= delta:
+        return 0.0
+    high = mu**2 / 2 - mu * float(ndtri(delta))  # delta(eps) <= Phi(mu/2 - eps/mu)
+    return float(brentq(lambda epsilon: gdp_delta(mu, epsilon) - delta, 0.0, high, xtol=1e-9))

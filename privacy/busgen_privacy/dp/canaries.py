@@ -21,11 +21,11 @@ from math import inf, sqrt
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
-from scipy.special import expit, ndtri
+from scipy.special import expit
 from scipy.stats import binom, norm
 
 from busgen_core.errors import InputError
-from busgen_privacy.dp.accounting import NO_PROMISE, gdp_delta
+from busgen_privacy.dp.accounting import NO_PROMISE, gdp_epsilon
 from busgen_privacy.dp.plan import DpSgdPlan
 
 Numbers = NDArray[np.float64]
@@ -115,18 +115,6 @@ def gaussian_mu(scores_in: Numbers, scores_out: Numbers, *, confidence: float) -
     t = difference / (sqrt(squares / freedom) * unit)
     lower = t * (1 - 1 / (4 * freedom)) - norm.isf(1 - confidence) * sqrt(1 + t**2 / (2 * freedom))
     return float(min(max(lower * unit, 0.0), MOST_MU))
-
-
-def gdp_epsilon(mu: float, delta: float) -> float:
-    """Epsilon of mu-Gaussian DP at ``delta``; the inverse of ``accounting.gdp_delta``.
-
-    >>> round(gdp_epsilon(1.666, 1e-5), 2)
-    8.0
-    """
-    if mu <= 0 or gdp_delta(mu, 0.0) <= delta:
-        return 0.0
-    high = mu**2 / 2 - mu * float(ndtri(delta))  # delta(eps) <= Phi(mu/2 - eps/mu)
-    return float(brentq(lambda epsilon: gdp_delta(mu, epsilon) - delta, 0.0, high, xtol=1e-9))
 
 
 def epsilon_lower_bound(scores_in: Numbers, scores_out: Numbers, delta: float, *, confidence: float = 0.95) -> float:

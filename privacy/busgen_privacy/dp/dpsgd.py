@@ -13,7 +13,8 @@ never written, so nothing is spent twice.
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
@@ -45,6 +46,9 @@ __all__ = ["DpSgdPlan", "adapt", "load_adapted", "trainable"]
 
 EMA_DECAY = 0.98
 SAVE_EVERY = 10  # steps between checkpoints
+MOST_AT_ONCE = 8  # patients whose activations are in memory together
+
+Patient = tuple[str, list[int]]  # key and rows
 
 
 def contiguous(network: Generator) -> Generator:
@@ -64,13 +68,41 @@ def patient_gradient(
     """
     seed = hashlib.sha256(f"{step}/{patient}".encode()).digest()
     rng = np.random.default_rng(int.from_bytes(seed[:16], "big"))
-    if len(rows) > plan.max_images_per_patient:
-        rows = sorted(rng.choice(rows, size=plan.max_images_per_patient, replace=False).tolist())
+    rows = drawn(cohort, rows, rng, most=plan.max_images_per_patient)
     repeated = [row for row in rows for _ in range(plan.draws)]
     noise = torch.from_numpy(rng.standard_normal((len(repeated), network.fold**2, network.side, network.side), dtype=np.float32))
     sigmas = sigmas_at(rng.random(len(repeated)))
     loss = patient_losses([network], scheduler, cohort, repeated, noise=noise, sigmas=sigmas)[0].mean()
     return list(torch.autograd.grad(loss, [p for p in network.parameters() if p.requires_grad]))
+
+
+def drawn(cohort: Cohort, rows: list[int], rng: np.random.Generator, *, most: int) -> list[int]:
+    """At most ``most`` rows of a patient: one of each view, since copies of one view are no more to learn from than one of them."""
+    views = cohort.views(rows)
+    if len(views) > most:
+        views = [views[place] for place in sorted(rng.choice(len(views), size=most, replace=False).tolist())]
+    return [view[int(rng.integers(len(view)))] if len(view) > 1 else view[0] for view in views]
+
+
+def gradients_of(
+    network: Generator, scheduler: EDMDPMSolverMultistepScheduler, cohort: Cohort, patients: Iterable[Patient], plan: DpSgdPlan, *, step: int
+) -> list[list[Tensor]]:
+    """:func:`patient_gradient` of each patient, in their order; on CPU as many at once as torch has threads, at most 8.
+
+    Guarantees: on CPU each is computed by one thread, so the number of threads changes no bit of it. One patient's images are too few
+    to keep several threads busy: two cores take about half the time so (``bench/dp_step.py``).
+    """
+
+    def take(patient: Patient) -> list[Tensor]:
+        return patient_gradient(network, scheduler, cohort, patient[1], plan, patient=patient[0], step=step)
+
+    threads, on_cpu = torch.get_num_threads(), next(network.parameters()).device.type == "cpu"
+    torch.set_num_threads(1)  # counts for threads that begin from here on
+    try:
+        with ThreadPoolExecutor(min(threads, MOST_AT_ONCE) if on_cpu else 1) as pool:
+            return list(pool.map(take, patients))
+    finally:
+        torch.set_num_threads(threads)
 
 
 class PatientOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no type hints
@@ -233,9 +265,7 @@ def adapt(
         stream = source.at_step(step)
         chosen = poisson_sample(len(patients), plan.patient_rate, stream)
         watchdog.sampled(chosen)
-        gradients = [
-            patient_gradient(network, foundation.scheduler, cohort, rows, plan, patient=key, step=step) for key, rows in (patients[i] for i in chosen)
-        ]
+        gradients = gradients_of(network, foundation.scheduler, cohort, (patients[i] for i in chosen), plan, step=step)
         optimizer.step_patients(gradients, stream)
         _average(average, parameters, step)
         if (step + 1) % SAVE_EVERY == 0 and step + 1 < plan.steps:

@@ -30,10 +30,11 @@ SHARES: Mapping[Mechanism, float] = {"vote": 0.1, "mean": 0.9}
 CANDIDATES = 4
 DPSGD_SHARE = 0.5  # of mu^2, where a DP-SGD run is asked for beside vote and means
 IMAGES_EACH = 1.5  # images of a patient, on average: public experience of breast ultrasound sets
-AUDIT_LOOKS = 2.0  # gradients' worth of work that the audit does for each image
+AUDIT_LOOKS = 10.0  # gradients' worth of work that the audit does for each member's image where a network was trained (bench/audit_speed.py)
+AUDIT_SECONDS = 60.0  # of attacks on images, the search for copies and the reading of text
 OVERHEAD = 1.2  # of a job over the parts that are reckoned: encoding, signing, starts
 AUDIT_SHARE = 0.1  # of mu^2, at most, that the audit's figures may use
-RATE, STEPS, DRAWS = 0.1, 30, 1  # of a DP-SGD run where the settings leave them open: as rehearsed (bench/rehearsals_dpsgd.py)
+RATE, STEPS = 0.1, 30  # of a DP-SGD run where the settings leave them open: as rehearsed (bench/rehearsals_dpsgd.py)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -287,7 +288,8 @@ def seconds_of(plan: AdaptationPlan, pace: Pace, *, images: int) -> float:
         seconds += 3 * PER_CLASS * (pace.image + pace.look) + pool * pace.look + plan.public_cohort * pace.look
     if plan.dpsgd:
         seconds += plan.dpsgd.steps * plan.dpsgd.expected_patients * IMAGES_EACH * pace.gradient
-    return OVERHEAD * seconds + AUDIT_LOOKS * (plan.public_cohort * IMAGES_EACH) * pace.gradient
+    audited = AUDIT_LOOKS * plan.public_cohort * IMAGES_EACH if plan.dpsgd is not None else 0.0
+    return OVERHEAD * seconds + AUDIT_SECONDS + audited * pace.gradient
 
 
 def check_time(plan: AdaptationPlan, pace: Pace, *, images: int, minutes: float) -> None:

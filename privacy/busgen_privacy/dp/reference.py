@@ -20,7 +20,7 @@ from busgen_core.files import write_whole
 from busgen_core.foundation import Foundation
 from busgen_core.labels import Pathology
 from busgen_core.quality.encoder import load_encoder
-from busgen_core.sampling import AT_ONCE, SamplePlan, draw, requests
+from busgen_core.sampling import SamplePlan, plan_images
 from busgen_core.styles import STYLES, restyle
 
 PER_CLASS, SEED = 120, 20_261  # images that the reference consists of; any seed does, it must only be the same everywhere
@@ -105,11 +105,7 @@ def _recipe(foundation: Foundation) -> str:
 
 def _drawn(foundation: Foundation, progress: Callable[[int, int], None]) -> Reference:
     plan = SamplePlan(seed=SEED, counts=dict.fromkeys(Pathology, PER_CLASS))
-    wanted, images = requests(plan, foundation), []
-    for start in range(0, len(wanted), AT_ONCE):
-        images += [example.image for example in draw(foundation, wanted[start : start + AT_ONCE])]
-        progress(len(images), len(wanted))
-    return build(np.stack(images), np.array([p.class_index for p in plan.pathologies]))
+    return build(plan_images(foundation, plan, progress=progress), np.array([p.class_index for p in plan.pathologies]))
 
 
 def build(images: Frames, classes: NDArray[np.int64]) -> Reference:

@@ -13,7 +13,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.exceptions import HTTPException
 
 from busgen_core.errors import BusgenError, ConfigError, InputError, StateError, UnavailableError
-from busgen_server.dashboard.samples import audit_report, sample
+from busgen_core.repository import IMAGE_PX
+from busgen_server.dashboard.release import ReleasePage, release_page
+from busgen_server.dashboard.samples import audit_report, image, sample
 from busgen_server.dashboard.state import HubState, hub_state
 from busgen_server.dashboard.words import FILTERS
 from busgen_server.database import open_store
@@ -45,32 +47,55 @@ HEADERS = {
 def create_app(settings: HubSettings) -> FastAPI:
     """The dashboard of the hub whose data lie in ``settings.data``."""
     store = HubStore(open_store(settings.data))
-    page = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    page.filters.update(FILTERS)
+    pages = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    pages.filters.update(FILTERS)
     app = FastAPI(title="BUSGen hub", docs_url=None, redoc_url=None, openapi_url=None)
     _add_guards(app, settings)
 
     def state() -> HubState:
         return hub_state(store, settings.data)
 
+    def release(release_id: str) -> ReleasePage:
+        return release_page(store, settings.data, release_id)
+
     State = Annotated[HubState, Depends(state)]  # noqa: N806  (a type)
+    Release = Annotated[ReleasePage, Depends(release)]  # noqa: N806
+
+    def answer(template: str, **content: object) -> HTMLResponse:
+        nonce = secrets.token_urlsafe(16)
+        body = pages.get_template(template).render(content, nonce=nonce, refresh=REFRESH_SECONDS, px=IMAGE_PX)
+        return HTMLResponse(body, headers={"Content-Security-Policy": PAGE_POLICY.format(nonce=nonce) + EVERYWHERE})
 
     @app.get("/", response_class=HTMLResponse)
     def read_page(state: State) -> HTMLResponse:
         """Everything on one page."""
-        nonce = secrets.token_urlsafe(16)
-        body = page.get_template("hub.html").render(state=state, nonce=nonce, refresh=REFRESH_SECONDS)
-        return HTMLResponse(body, headers={"Content-Security-Policy": PAGE_POLICY.format(nonce=nonce) + EVERYWHERE})
+        return answer("hub.html", state=state)
 
     @app.get("/api/state")
     def read_state(state: State) -> HubState:
         """The same for programs."""
         return state
 
+    @app.get("/releases/{release_id}", response_class=HTMLResponse)
+    def read_release(release: Release) -> HTMLResponse:
+        """One release and what the hub found in it."""
+        return answer("release.html", page=release)
+
+    @app.get("/api/releases/{release_id}")
+    def read_release_state(release: Release) -> ReleasePage:
+        """The same for programs."""
+        return release
+
     @app.get("/releases/{release_id}/samples/{number}.png")
     def read_sample(release_id: str, number: int) -> Response:
         """One of a release's sample images."""
         png = sample(store, settings.data, release_id, number)
+        return Response(png, media_type="image/png", headers={"Cache-Control": "private, max-age=3600"})
+
+    @app.get("/releases/{release_id}/images/{number}.png")
+    def read_image(release_id: str, number: int) -> Response:
+        """Any one image of a release."""
+        png = image(store, settings.data, release_id, number)
         return Response(png, media_type="image/png", headers={"Cache-Control": "private, max-age=3600"})
 
     @app.get("/releases/{release_id}/audit.html")

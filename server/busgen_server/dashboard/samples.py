@@ -1,4 +1,4 @@
-"""Sample images and the audit report of an admitted release."""
+"""Images and the audit report of an admitted release."""
 
 from functools import lru_cache
 from pathlib import Path
@@ -24,6 +24,15 @@ def sample(store: HubStore, data: Path, release_id: str, number: int) -> bytes:
     return pngs[number]
 
 
+def image(store: HubStore, data: Path, release_id: str, number: int) -> bytes:
+    """PNG of image ``number`` (from 0), in the order of the release.
+
+    Raises:
+        StateError: no admitted release of that id, or no such image.
+    """
+    return _image(data / _admitted(store, release_id).folder, number)
+
+
 def audit_report(store: HubStore, data: Path, release_id: str) -> bytes:
     """The release's audit.html, byte for byte; from a hospital, so it is served in a sandbox.
 
@@ -46,10 +55,26 @@ def _admitted(store: HubStore, release_id: str) -> ReleaseRow:
 @lru_cache(maxsize=64)
 def _samples(folder: Path) -> tuple[bytes, ...]:
     """A release never changes, so what was read once stays right."""
-    table = folder / "data" / "train-00000.parquet"
-    if not table.is_file():
-        raise StateError("the files of this release are not on this hub's disk")
-    images = read_parquet(table.read_bytes())
+    images = read_parquet(_tables(folder)[0].read_bytes())
     by_label = [[image.png for image in images if image.pathology is label] for label in Pathology]
     turns = [pngs[turn] for turn in range(SAMPLES) for pngs in by_label if turn < len(pngs)]
     return tuple(turns[:SAMPLES])
+
+
+@lru_cache(maxsize=256)
+def _image(folder: Path, number: int) -> bytes:
+    left = number
+    for table in _tables(folder):
+        images = read_parquet(table.read_bytes())
+        if 0 <= left < len(images):
+            return images[left].png
+        left -= len(images)
+    raise StateError("this release has no image of that number; the first is 0")
+
+
+def _tables(folder: Path) -> list[Path]:
+    """All of them, in the order of ``catalogue.load_images``."""
+    tables = sorted((folder / "data").glob("*.parquet"))
+    if not tables:
+        raise StateError("the files of this release are not on this hub's disk")
+    return tables

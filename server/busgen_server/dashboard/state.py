@@ -12,6 +12,7 @@ from busgen_server.dashboard.plot import Mark, Plot, interval_plot
 from busgen_server.dashboard.samples import SAMPLES
 from busgen_server.database import CampaignRow, JobRow, ReleaseRow, ResultRow, SiteRow, now
 from busgen_server.foundations import versions
+from busgen_server.looks import Look, look_and_findings
 from busgen_server.notices import withdrawal_words
 from busgen_server.store import POOL, HubStore
 
@@ -49,7 +50,7 @@ class JobView(View):
 
 
 class ReleaseView(View):
-    """One release that arrived."""
+    """One release that arrived. ``look``: how far the hub is with looking at it again; None where it will not."""
 
     release_id: str
     site: str
@@ -62,6 +63,7 @@ class ReleaseView(View):
     images: int
     samples: int
     notice: str
+    look: Look | None
     created: datetime
 
 
@@ -178,7 +180,9 @@ def _campaign(store: HubStore, data: Path, row: CampaignRow, sites: Sequence[str
         images={label.value: count for label, count in offer.images.items() if count},
         created=row.created,
         jobs=tuple(_job(site, jobs.get(site)) for site in sorted({*sites, *jobs})),
-        releases=tuple(_release(release, data, notices) for release in store.releases(campaign_id=row.campaign_id)),
+        releases=tuple(
+            release_view(release, data, notices, look_and_findings(store, release)[0]) for release in store.releases(campaign_id=row.campaign_id)
+        ),
         pooled=next((model.trained_on for model in store.models(row.campaign_id) if model.name == POOL), ""),
         results=results,
         plot=interval_plot([Mark(r.name, r.site, r.auc.value, r.auc.low, r.auc.high, r.baseline) for r in results]) if results else None,
@@ -191,7 +195,15 @@ def _job(site: str, row: JobRow | None) -> JobView:
     return JobView(site=site, state=row.state, code=row.code, progress=row.progress, updated=row.updated)
 
 
-def _release(row: ReleaseRow, data: Path, notices: Set[tuple[str, str]]) -> ReleaseView:
+def release_view(row: ReleaseRow, data: Path, notices: Set[tuple[str, str]], look: Look | None) -> ReleaseView:
+    """One release that arrived.
+
+    Args:
+        row: The release.
+        data: The hub's data folder.
+        notices: ``HubStore.withdrawals``.
+        look: How far the hub is with looking at it again.
+    """
     there = row.state == "admitted" and (data / row.folder).is_dir()
     told = (row.campaign_id, row.site) in notices and row.state != "rejected"
     return ReleaseView(
@@ -206,6 +218,7 @@ def _release(row: ReleaseRow, data: Path, notices: Set[tuple[str, str]]) -> Rele
         images=row.images,
         samples=min(SAMPLES, row.images) if there else 0,
         notice=withdrawal_words(row.epsilon, retired=row.state == "retired") if told else "",
+        look=look,
         created=row.created,
     )
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from datetime import datetime
 
 from busgen_server.database import now
+from busgen_server.looks import look_words
 
 STATES = {
     "waiting": "not asked yet",
@@ -18,6 +19,7 @@ STATES = {
     "refused": "refused",
     "failed": "failed",
 }
+READS = {"identifying": "a name, a number or a date", "words": "other words", "furniture": "what scanners write"}
 
 
 def ago(moment: datetime | None) -> str:
@@ -62,4 +64,34 @@ def job_words(state: str) -> str:
     return STATES.get(state, state)
 
 
-FILTERS: dict[str, Callable[..., str]] = {"ago": ago, "figure": figure, "power": power, "job_words": job_words}
+def percent(share: float | None) -> str:
+    """A share for people; some is never shown as none, nor less than all as all.
+
+    >>> percent(0.25), percent(0.001), percent(0.9996), percent(0.0), percent(None)
+    ('25 %', 'under 1 %', 'over 99 %', '0 %', '–')
+    """
+    if share is None:
+        return "–"
+    if 0 < share < 0.01:
+        return "under 1 %"
+    return "over 99 %" if 0.99 < share < 1 else f"{100 * share:.0f} %"
+
+
+def reads_words(kind: str) -> str:
+    """What a piece of text reads like, for people.
+
+    >>> reads_words("furniture")
+    'what scanners write'
+    """
+    return READS.get(kind, kind)
+
+
+FILTERS: dict[str, Callable[..., str]] = {
+    "ago": ago,
+    "figure": figure,
+    "power": power,
+    "job_words": job_words,
+    "look_words": look_words,
+    "percent": percent,
+    "reads_words": reads_words,
+}

@@ -1,0 +1,86 @@
+"""The commands ``busgen-node cohort``: what the cohort holds, whether it is whole, and its encryption at rest."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from busgen_client.cli_options import NODE_TOML, AsJson, Config
+from busgen_client.cohort import ROLES, SMALLEST_CELL, open_cohort
+from busgen_client.settings import load_settings
+from busgen_core.console import print_rows
+from busgen_core.labels import Pathology
+
+cohort_app = typer.Typer(no_args_is_help=True, help="The patients' images that this node holds.")
+
+
+@cohort_app.command("summary")
+def summary(config: Config = NODE_TOML, as_json: AsJson = False) -> None:
+    """Patients and images by role and pathology, small cells suppressed, and what waits in quarantine.
+
+    Exit status: 0 done, 1 refused or invalid, 2 wrong usage.
+    """
+    counted = open_cohort(load_settings(config)).summary()
+    shown = f"<{SMALLEST_CELL}"
+    rows: list[dict[str, object]] = [
+        {"role": role, "pathology": kind.value, "patients": counted.patients[role][kind] or shown, "images": counted.images[role][kind] or shown}
+        for role in ROLES
+        for kind in Pathology
+    ]
+    if as_json:
+        typer.echo(json.dumps({"cells": rows, "quarantined": dict(counted.quarantined)}))
+        return
+    print_rows(rows, as_json=False)
+    print_rows([{"quarantined": code, "objects": count} for code, count in counted.quarantined.items()], as_json=False)
+
+
+@cohort_app.command("verify")
+def verify(config: Config = NODE_TOML, as_json: AsJson = False) -> None:
+    """Open every stored image: each decrypts, has its digest and its patient's role; none is missing, none too many. Changes nothing.
+
+    Exit status: 0 whole (some may not be sealed yet), 1 not whole, or refused, 2 wrong usage.
+    """
+    from busgen_client.cohort_files import verify as examine
+
+    state = examine(open_cohort(load_settings(config)), progress=not as_json)
+    if as_json:
+        typer.echo(json.dumps({"images": state.images, "sealed": state.sealed, "whole": state.whole, "found": state.found}))
+    else:
+        print_rows([{"problem": problem.value, "what": what} for problem, what in state.found], as_json=False)
+        typer.echo(f"{state.images} images, {state.sealed} sealed, {'whole' if state.whole else 'NOT whole'}")
+    if not state.whole:
+        sys.exit(1)
+
+
+@cohort_app.command("encrypt")
+def encrypt(
+    rotate: Annotated[bool, typer.Option("--rotate", help="With a new data key; the old one goes once no file needs it.")] = False,
+    config: Config = NODE_TOML,
+    as_json: AsJson = False,
+) -> None:
+    """Seal images that are from before sealing was switched on. Stopped half-way, the same command (without --rotate) goes on from there.
+
+    Exit status: 0 all are sealed, 1 refused or invalid, 2 wrong usage.
+    """
+    from busgen_client.cohort_files import encrypt as seal
+
+    settings = load_settings(config)
+    done = seal(open_cohort(settings), settings.data, rotate=rotate, progress=not as_json)
+    typer.echo(json.dumps({"sealed": done}) if as_json else f"{done} images sealed")
+
+
+@cohort_app.command("card")
+def card(
+    out: Annotated[Path, typer.Argument(help="Folder to write card.md and card.png to.")], config: Config = NODE_TOML, as_json: AsJson = False
+) -> None:
+    """Write a data card of the cohort, for people at the hospital. It is never sent.
+
+    Exit status: 0 written, 1 refused or invalid, 2 wrong usage.
+    """
+    from busgen_client.data_card import write_card  # imports torch
+
+    settings = load_settings(config)
+    file = write_card(open_cohort(settings), out, site=settings.site)
+    typer.echo(json.dumps({"card": str(file)}) if as_json else str(file))

@@ -1,0 +1,219 @@
+"""What waits for a person's eyes: the de-identified pixels of an object and what its admission needs, until it is decided.
+
+Pixels lie in ``quarantine/`` in the node's data folder, mode 0700, as PNG without metadata under random names, sealed as the cohort's images
+are; their rows in the node's store. An object is held when its row is there, and then its files are complete; files that a crash left
+without a row are swept.
+
+Guarantees:
+    - Nothing of a header is kept but the scrubbed device model; patients and objects are keyed digests.
+    - Where the header names the scan region, only the scan region is kept. Where it names none, the whole frame is, since a person must
+      see it; text that is burned into it stays in this folder until a person has decided, and nowhere else.
+    - What was decided, and all of a patient who withdrew consent, is deleted.
+"""
+
+import io
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+from PIL import Image as PillowImage
+from sqlalchemy import delete, select
+from sqlalchemy.orm import Session
+
+from busgen_client.cohort import Box, CohortStore, NewImage, Origin
+from busgen_client.cohort_rows import QuarantineRow
+from busgen_client.masks import Pixels
+from busgen_client.patients import Person
+from busgen_client.quarantine_rows import DecisionRow, DeviceRow, HeldRow
+from busgen_core.errors import CorruptImageError
+from busgen_core.images import encode_png
+from busgen_core.labels import Birads, Pathology
+from busgen_core.phantom.scanners import SCANNERS
+
+RELEASED, DELETED = "released", "deleted"
+ROLE = "quarantine"  # that pictures are sealed for
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Held:
+    """One waiting object.
+
+    Attributes:
+        images: As they would be admitted, but unchecked: their pixels may be RGB; all of one size.
+        labelled: Whether their label can be used; if not, a person must give one.
+    """
+
+    images: tuple[NewImage, ...]
+    labelled: bool = True
+
+
+def model_name(device: str) -> str:
+    """A scanner's model as it is compared: case and spaces do not matter.
+
+    >>> model_name("Logiq  e9")
+    'LOGIQ E9'
+    """
+    return " ".join(device.upper().split())
+
+
+PHANTOMS = frozenset(model_name(name) for name in SCANNERS)  # simulated scanners, which write no text into a scan
+
+
+class HeldStore:
+    """The only door to the pixels that wait.
+
+    Args:
+        store: The cohort that they may enter.
+    """
+
+    def __init__(self, store: CohortStore) -> None:
+        self._engine, self._vault, self._folder = store.engine, store.vault, store.data / "quarantine"
+
+    def put(self, source_key: str, held: Held) -> None:
+        """Keep an object; a second look at the same frames renews what is known of it, and keeps the boxes drawn on it.
+
+        Raises:
+            StorageFullError: the disk has no room for its pictures.
+        """
+        row = _row(source_key, held)
+        with Session(self._engine) as session:
+            before = session.get(HeldRow, source_key)
+            if before is not None and _sources(before) == _sources(row):
+                row.token, row.masks = before.token, before.masks
+            else:
+                self._write(row.token, [image.gray for image in held.images])
+            session.merge(row)
+            session.commit()
+
+    def get(self, source_key: str) -> HeldRow | None:
+        """The row of an object, or None if none of its pixels is here."""
+        with Session(self._engine) as session:
+            return session.get(HeldRow, source_key)
+
+    def frame(self, row: HeldRow, number: int) -> Pixels:
+        """One frame as it waits, boxes not yet applied: uint8 [rows, columns] or [rows, columns, 3].
+
+        Raises:
+            CorruptImageError: the file is missing or damaged.
+            SealError, StorageKeyError: as ``Vault.read``.
+        """
+        try:
+            png = self._vault.read(self._file(row.token, number), role=ROLE)
+            with PillowImage.open(io.BytesIO(png), formats=("PNG",)) as picture:
+                return np.asarray(picture)
+        except (OSError, ValueError, SyntaxError):
+            raise CorruptImageError("a picture in quarantine is missing or damaged; delete the object and take it in again") from None
+
+    def drop(self, source_key: str) -> None:
+        """Delete an object's pixels and row."""
+        with Session(self._engine) as session:
+            row = session.get(HeldRow, source_key)
+            files = list(self._folder.glob(f"{row.token}-*")) if row else []
+            session.execute(delete(HeldRow).where(HeldRow.source_key == source_key))
+            session.commit()
+        for file in files:
+            file.unlink(missing_ok=True)
+
+    def forget(self, patient_key: str) -> None:
+        """Delete all that waits of a patient. Hold ``CohortStore.intake`` meanwhile."""
+        with Session(self._engine) as session:
+            theirs = select(HeldRow.source_key).where(HeldRow.patient_key == patient_key)
+            session.execute(delete(QuarantineRow).where(QuarantineRow.source_key.in_(theirs)))
+            session.execute(delete(HeldRow).where(HeldRow.patient_key == patient_key))
+            session.commit()
+        self._unlink_strays()
+
+    def sweep(self) -> None:
+        """Delete what waits no longer. Hold ``CohortStore.intake`` meanwhile, since files are written before their row."""
+        with Session(self._engine) as session:
+            session.execute(delete(HeldRow).where(HeldRow.source_key.not_in(select(QuarantineRow.source_key))))
+            session.commit()
+        self._unlink_strays()
+
+    def decide(self, source_key: str, verdict: str) -> None:
+        """Remember what a person decided of an object; before ``drop``, so that it is known by its other key too."""
+        with Session(self._engine) as session:
+            row = session.get(HeldRow, source_key)
+            session.merge(DecisionRow(source_key=source_key, object_key=row.object_key if row else "", verdict=verdict))
+            session.commit()
+
+    def decided(self, source_key: str) -> str:
+        """``RELEASED``, ``DELETED``, or empty for an object that nobody has decided on."""
+        with Session(self._engine) as session:
+            row = session.get(DecisionRow, source_key)
+            return row.verdict if row else ""
+
+    def knows(self, object_key: str) -> bool:
+        """Whether a DICOM object waits here or was decided on, so that it need not be fetched again."""
+        with Session(self._engine) as session:
+            found = [select(table.source_key).where(table.object_key == object_key).limit(1) for table in (HeldRow, DecisionRow)]
+            return any(session.scalar(each) for each in found)
+
+    def trusts(self, device: str) -> bool:
+        """Whether a person here vouched for a model; simulated scanners need nobody to. An empty name is never trusted."""
+        name = model_name(device)
+        with Session(self._engine) as session:
+            return bool(name) and (name in PHANTOMS or session.get(DeviceRow, name) is not None)
+
+    def _file(self, token: str, number: int) -> Path:
+        return self._folder / f"{token}-{number}"
+
+    def _write(self, token: str, frames: Sequence[Pixels]) -> None:
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+        for number, frame in enumerate(frames):
+            self._vault.write(self._file(token, number), encode_png(frame), role=ROLE)
+
+    def _unlink_strays(self) -> None:
+        with Session(self._engine) as session:
+            known = set(session.scalars(select(HeldRow.token)))
+        for file in self._folder.glob("*"):
+            if file.name.partition("-")[0] not in known:
+                file.unlink(missing_ok=True)
+
+
+# How fields of ``NewImage`` that JSON cannot hold are made again.
+NESTED: Mapping[str, Callable[..., object]] = {"origin": lambda d: Origin(**d), "person": lambda d: Person(**d), "birads": Birads}
+
+
+def as_image(row: HeldRow, number: int, gray: Pixels, *, pathology: Pathology, box: Box | None) -> NewImage:
+    """A frame that a person has released, as intake would have handed it in."""
+    facts = row.images[number]
+    nested = {name: make(facts[name]) for name, make in NESTED.items() if facts.get(name) is not None}
+    changed = {"gray": gray, "pathology": pathology, "box": box}
+    return NewImage(**{**facts, **nested, **changed})  # type: ignore[arg-type]  # as _facts wrote them
+
+
+def box_of(row: HeldRow) -> Box | None:
+    """The lesion box of an object's frames, as fractions."""
+    match row.images[0]["box"]:
+        case [float(x0), float(y0), float(x1), float(y1)]:
+            return (x0, y0, x1, y1)
+    return None
+
+
+def _row(source_key: str, held: Held) -> HeldRow:
+    first = held.images[0]
+    return HeldRow(
+        source_key=source_key,
+        token=uuid.uuid4().hex,
+        patient_key=first.patient_key,
+        object_key=first.origin.object_key if first.origin else "",
+        rows=first.gray.shape[0],
+        columns=first.gray.shape[1],
+        device=first.device,
+        pathology=first.pathology.value if held.labelled else "",
+        images=[_facts(image) for image in held.images],
+        masks=[],
+    )
+
+
+def _facts(image: NewImage) -> dict[str, object]:
+    values = {each.name: getattr(image, each.name) for each in fields(image) if each.name != "gray"}
+    values |= {name: asdict(values[name]) for name in ("origin", "person") if values.get(name) is not None}
+    return values | {"pathology": image.pathology.value, "box": None if image.box is None else [float(edge) for edge in image.box]}
+
+
+def _sources(row: HeldRow) -> list[object]:
+    return [image["source_key"] for image in row.images]

@@ -1,0 +1,203 @@
+"""The spool: objects that arrived over the network and wait to be taken in. Folder ``spool`` in the node's data folder, mode 0700.
+
+A name is two keyed digests, of the SOP Instance UID and of the bytes, so the same object twice is one file and nothing of the patient is
+in a name. ``*.dcm`` waits to be taken in; ``*.held`` is in quarantine for something that can be mended at its source, such as its label. Of an
+object that people decide on by looking at it, only the de-identified pixels stay (``busgen_client.held``).
+
+Where the site seals its files, each is sealed as soon as it is whole; the unsealed one, which pynetdicom wrote, is deleted.
+
+Guarantees: a name appears only when every byte behind it is on the disk (fsync, rename, fsync of the folder), so what a sender was told
+is stored outlives a crash; what was taken in is deleted, and what no person can mend is not kept.
+"""
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+
+import psutil
+
+from busgen_client.cohort import CohortStore
+from busgen_client.held import HeldStore
+from busgen_client.intake.dicom import LARGEST, SPOOL, file_source
+from busgen_client.intake.findings import BY_EYE, Code, QuarantineError
+from busgen_client.intake.header import read_identity
+from busgen_client.intake.labels import Labels
+from busgen_client.intake.run import Source
+from busgen_core.digests import sha256_file
+from busgen_core.errors import InputError, SealError, StorageFullError
+from busgen_core.files import write_whole
+
+DIGITS = 32  # hexadecimal digits of a digest in a name
+STALE_SECONDS = 600.0  # an unfinished file that nobody wrote to for so long belongs to a broken association
+LOOK_SECONDS = 1.0  # how long the spool's size is believed
+
+# Nobody can mend these here: another export or the PACS can, or the patient said no. All else is kept for a person to judge.
+BEYOND_REPAIR = frozenset(
+    {
+        *(Code.CONSENT_WITHDRAWN, Code.DICOM_INVALID, Code.FILE_TOO_LARGE, Code.NOT_DICOM, Code.NOT_ULTRASOUND),
+        *(Code.PIXELS_LIE, Code.PIXELS_UNDECODABLE, Code.TRANSFER_SYNTAX),
+    }
+)
+
+
+class Spool:
+    """The only door to the spool's files.
+
+    Args:
+        store: The cohort whose keys name the files.
+        data: The node's data folder.
+        most_bytes: The spool is full when so much waits to be taken in.
+        free_bytes: It is full too when the disk has less room than this.
+    """
+
+    def __init__(self, store: CohortStore, data: Path, *, most_bytes: float = float("inf"), free_bytes: float = 0.0) -> None:
+        self._store, self._folder, self._most, self._free = store, data / "spool", most_bytes, free_bytes
+        self._partial = self._folder / f"partial-{os.getpid()}"
+        self._full, self._looked = False, float("-inf")
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._folder.chmod(0o700)
+
+    @contextmanager
+    def receiving(self) -> Iterator[Path]:
+        """A folder for unfinished files, and Python's own temporary folder meanwhile: pynetdicom writes what it receives there.
+
+        Unfinished files that a crash of an earlier process left are deleted.
+        """
+        for left in self._folder.glob("partial-*"):
+            if not psutil.pid_exists(int(left.name.partition("-")[2])):
+                shutil.rmtree(left, ignore_errors=True)
+        self._store.vault.check()  # before anybody is told that something is stored
+        self._partial.mkdir(exist_ok=True)
+        before, tempfile.tempdir = tempfile.tempdir, str(self._partial)
+        try:
+            yield self._partial
+        finally:
+            tempfile.tempdir = before
+            shutil.rmtree(self._partial, ignore_errors=True)
+
+    def sweep(self) -> None:
+        """Delete unfinished files of associations that broke."""
+        for file in self._partial.glob("*"):
+            with suppress(FileNotFoundError):
+                if time.time() - file.stat().st_mtime > STALE_SECONDS:
+                    file.unlink()
+
+    def admit(self, finished: Path, sop_uid: str) -> None:
+        """Take over a whole DICOM file; when this returns, it is on the disk for good.
+
+        Args:
+            finished: Lies in ``receiving``'s folder, and is moved from there.
+            sop_uid: SOP Instance UID, as the sender states it.
+
+        Raises:
+            StorageFullError: the spool or the disk is full, or the object is larger than any that is taken in; nothing is kept.
+            OSError: the disk failed.
+        """
+        if self.full or finished.stat().st_size > LARGEST:
+            raise StorageFullError("the spool has no room for this object now")
+        name = f"{self._stem(sop_uid)}-{self._store.key('file', sha256_file(finished))[:DIGITS]}"
+        if self._store.vault.seals:
+            whole = finished.with_name(f"{name}.sealed")
+            write_whole(whole, self._store.vault.seal(finished.read_bytes(), role=SPOOL, name=name))
+            finished.unlink()
+        else:
+            whole = finished
+            with whole.open("rb") as stream:
+                os.fsync(stream.fileno())
+        whole.chmod(0o600)
+        whole.rename(self._folder / f"{name}.dcm")
+        _sync(self._folder)
+
+    def put(self, content: bytes, sop_uid: str) -> None:
+        """``admit`` bytes that are in memory."""
+        handle, name = tempfile.mkstemp(dir=self._partial)
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
+        self.admit(Path(name), sop_uid)
+
+    def has(self, sop_uid: str, *, held: bool = True) -> bool:
+        """Whether an object is here, waiting for its turn or, with ``held``, for a person, or decided by one."""
+        here = any(self._folder.glob(f"{self._stem(sop_uid)}-*.{'*' if held else 'dcm'}"))
+        return here or (held and HeldStore(self._store).knows(self._store.object_key(sop_uid)))
+
+    def discard(self, source_key: str) -> None:
+        """Delete an object that a person has decided on, by the key under which it waited."""
+        for file in self._folder.glob(f"*-{source_key[:DIGITS]}.held"):
+            file.unlink(missing_ok=True)
+        _sync(self._folder)
+
+    def waiting(self, *, held: bool = False) -> list[Path]:
+        """Files that wait to be taken in, oldest first; with ``held``, those in quarantine instead."""
+        suffix = ".held" if held else ".dcm"
+        return [path for path, _ in sorted(self._files(), key=lambda file: file[1].st_mtime_ns) if path.suffix == suffix]
+
+    def sources(self, labels: Labels, *, only: Collection[str] | None = None, held: bool = False) -> Iterator[Source]:
+        """What waits, for ``take_in``: deleted once it is in the cohort, held once it is in quarantine.
+
+        Args:
+            labels: Labels by SOP Instance UID.
+            only: SOP Instance UIDs to which this is limited; None takes all.
+            held: Take what is in quarantine up again.
+        """
+        stems = None if only is None else {self._stem(uid) for uid in only}
+        for path in self.waiting(held=held):
+            if stems is None or path.name.partition("-")[0] in stems:
+                yield file_source(self._store, path, labels, done=partial(_settle, path))
+
+    @property
+    def full(self) -> bool:
+        """Whether more would be refused now; looked up once a second."""
+        now = time.monotonic()
+        if now - self._looked > LOOK_SECONDS:
+            used = sum(status.st_size for path, status in self._files() if path.suffix == ".dcm")
+            self._full = used >= self._most or shutil.disk_usage(self._folder).free < self._free
+            self._looked = now
+        return self._full
+
+    def _files(self) -> Iterator[tuple[Path, os.stat_result]]:
+        for entry in os.scandir(self._folder):
+            with suppress(FileNotFoundError):  # taken in meanwhile
+                if entry.is_file():
+                    yield Path(entry.path), entry.stat()
+
+    def _stem(self, sop_uid: str) -> str:
+        return self._store.object_key(sop_uid)[:DIGITS]
+
+
+def forget(store: CohortStore, data: Path, patient_key: str) -> None:
+    """Delete what the spool holds of a patient, and what cannot be told not to be the patient's. Hold ``store.intake`` meanwhile.
+
+    Raises:
+        OSError: a file cannot be read or deleted.
+    """
+    spool = Spool(store, data)
+    for path in [*spool.waiting(), *spool.waiting(held=True)]:
+        try:
+            identity = read_identity(store.vault.read(path, role=SPOOL, name=path.stem))
+            person = store.person(identity.patient_id, issuer=identity.issuer, name=identity.name, birth_date=identity.birth_date)
+            if person.key != patient_key and not store.withdrawn(person):
+                continue
+        except (QuarantineError, InputError, SealError):
+            pass
+        path.unlink()
+
+
+def _settle(path: Path, code: Code | None) -> None:
+    if code is None or code in BEYOND_REPAIR | BY_EYE:
+        path.unlink(missing_ok=True)
+    elif path.suffix != ".held":
+        path.rename(path.with_suffix(".held"))
+    _sync(path.parent)
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

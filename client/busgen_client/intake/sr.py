@@ -1,0 +1,196 @@
+"""Labels from DICOM structured reports: BI-RADS, pathology, side and lesion outlines of breast imaging reports (PS3.16 TID 4200) and of reports
+that hold the same as coded or plain text items. By which concept names, the site's mapping says.
+
+Only complete reports count (Completion Flag, PS3.3 C.17.2). An assessment of the whole examination gives way to those of single sides.
+"""
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import dist, sqrt
+from pathlib import Path
+from typing import cast
+
+from pydicom import Dataset, dcmread
+from pydicom.dataelem import RawDataElement
+
+from busgen_client.intake.findings import Code, QuarantineError
+from busgen_client.intake.frames import Box
+from busgen_client.intake.header import quietly
+from busgen_client.intake.mapping import Side, Vocabulary, plain
+from busgen_client.intake.statements import Said, Statement
+from busgen_core.labels import Pathology
+
+# PS3.4 table B.5-1: Basic Text, Enhanced, Comprehensive, Comprehensive 3D, Extensible SR.
+SOP_CLASSES = frozenset(f"1.2.840.10008.5.1.4.1.1.88.{number}" for number in (11, 22, 33, 34, 35))
+LARGEST = 16 * 2**20  # bytes of one report
+DEEPEST = 20  # levels of nesting
+UNDEFINED = 0xFFFFFFFF  # length of a sequence that ends with a delimiter, PS3.5 section 7.5
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """Something said, the images that it was said of, and whether it is about single breasts or lesions."""
+
+    said: Said | Code
+    images: frozenset[str]
+
+
+def is_report(path: Path) -> bool:
+    """Whether a file is a DICOM structured report; reads little of it."""
+    try:
+        with quietly(), path.open("rb") as stream:
+            if stream.read(132)[128:] != b"DICM":
+                return False
+            stream.seek(0)
+            return str(dcmread(stream, specific_tags=["SOPClassUID"], stop_before_pixels=True).get("SOPClassUID")) in SOP_CLASSES
+    except Exception:  # a parser of untrusted bytes raises whatever it likes
+        return False
+
+
+def read_report(data: bytes, vocabulary: Vocabulary) -> list[Statement]:
+    """What a report says of its examination, and of single images of it.
+
+    Raises:
+        QuarantineError: dicom-invalid or file-too-large.
+    """
+    if len(data) > LARGEST:
+        raise QuarantineError(Code.FILE_TOO_LARGE)
+    try:
+        with quietly():
+            return _statements(_whole(dcmread(io.BytesIO(data), force=False)), vocabulary)
+    except QuarantineError:
+        raise
+    except Exception:  # its text may quote the report
+        raise QuarantineError(Code.DICOM_INVALID) from None
+
+
+def _statements(report: Dataset, vocabulary: Vocabulary) -> list[Statement]:
+    if report.get("CompletionFlag") != "COMPLETE":
+        return []
+    found = list(_Walk(vocabulary).items(report, side="", images=frozenset(), depth=0))
+    if any(isinstance(each.said, Said) and each.said.birads and each.said.side for each in found):
+        found = [each for each in found if not (isinstance(each.said, Said) and each.said.birads and not each.said.side)]
+    whole = [("study", uid) for uid in sorted(_studies(report))]
+    if number := str(report.get("AccessionNumber") or "").strip():
+        whole.append(("accession", number))
+    statements = []
+    for each in found:
+        places = [("object", uid) for uid in sorted(each.images)] or whole
+        statements += [Statement(kind=kind, key=key, said=each.said) for kind, key in places]  # type: ignore[arg-type]
+    return statements
+
+
+def _whole(report: Dataset) -> Dataset:
+    """The report, unless it is cut short: pydicom reads what is left of it without a word, and a finding may be missing."""
+    raw = map(report.get_item, report.keys())
+    if any(isinstance(element, RawDataElement) and element.value is not None and len(element.value) < element.length < UNDEFINED for element in raw):
+        raise QuarantineError(Code.DICOM_INVALID)
+    return report
+
+
+def _studies(report: Dataset) -> set[str]:
+    evidence = cast(list[Dataset], report.get("CurrentRequestedProcedureEvidenceSequence") or [])
+    return {str(item.StudyInstanceUID) for item in [report, *evidence] if item.get("StudyInstanceUID")}
+
+
+class _Walk:
+    """The tree of content items, each with the side and the images that the containers around it name."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._words = vocabulary
+        names = vocabulary.words.reports
+        self._birads, self._pathology, self._side = ({*(n.upper() for n in s), *map(plain, s)} for s in (names.birads, names.pathology, names.side))
+
+    def items(self, node: Dataset, *, side: Side, images: frozenset[str], depth: int) -> Iterator[_Found]:
+        """What the items below a node say."""
+        if depth > DEEPEST:
+            raise QuarantineError(Code.DICOM_INVALID)
+        children = _children(node)
+        side = next((self._words.side(text) for child in children if self._named(child, self._side) for text in _texts(child)), side)
+        if depth:
+            images = frozenset(uid for child in children for uid in _images(child)) or images
+        for child in children:
+            own = next((self._words.side(text) for item in _children(child) if self._named(item, self._side) for text in _texts(item)), side)
+            yield from self._said(child, own, images)
+            yield from self.items(child, side=own, images=images, depth=depth + 1)
+
+    def _said(self, item: Dataset, side: Side, images: frozenset[str]) -> Iterator[_Found]:
+        kind = item.get("ValueType")
+        if kind == "SCOORD":
+            yield from ((_Found(Said(box=box), frozenset({uid}))) for uid, box in _outline(item))
+        elif self._named(item, self._birads):
+            yield _Found(self._assessed(_texts(item), side), images)
+        elif self._named(item, self._pathology) and kind in ("CODE", "TEXT"):
+            yield _Found(self._proven(_texts(item), side), images)
+        elif kind == "TEXT":
+            for birads in sorted(self._words.mentioned(str(item.get("TextValue") or ""))):
+                yield _Found(Said(birads=birads, side=side), images)
+
+    def _assessed(self, texts: list[str], side: Side) -> Said | Code:
+        """The first of code and meaning that is understood."""
+        answers = [answer for text in texts if (answer := self._words.assessment(text))]
+        known = next((answer for answer in answers if not isinstance(answer, Code)), None)
+        return Said(birads=known, side=side) if known else Code.LABEL_UNKNOWN if answers else Said()
+
+    def _proven(self, texts: list[str], side: Side) -> Said | Code:
+        answers = [answer for text in texts if (answer := self._words.pathology(text))]
+        known = next((answer for answer in answers if answer is not Code.LABEL_UNKNOWN), None)
+        if isinstance(known, Pathology):
+            return Said(pathology=known, side=side)
+        return known or (Code.LABEL_UNKNOWN if answers else Said())
+
+    @staticmethod
+    def _named(item: Dataset, names: set[str]) -> bool:
+        concept = next(iter(cast(list[Dataset], item.get("ConceptNameCodeSequence") or [])), None)
+        return concept is not None and (_code(concept) in names or plain(str(concept.get("CodeMeaning") or "")) in names)
+
+
+def _children(node: Dataset) -> list[Dataset]:
+    return list(cast(list[Dataset], node.get("ContentSequence") or []))
+
+
+def _code(item: Dataset) -> str:
+    return f"{item.get('CodingSchemeDesignator', '')}:{item.get('CodeValue', '') or item.get('LongCodeValue', '')}".upper()
+
+
+def _texts(item: Dataset) -> list[str]:
+    """What an item's value says: its code and its meaning, its text, or its number."""
+    codes = cast(list[Dataset], item.get("ConceptCodeSequence") or [])
+    measured = cast(list[Dataset], item.get("MeasuredValueSequence") or [])
+    texts = [text for code in codes for text in (_code(code), str(code.get("CodeMeaning") or ""))]
+    return [*texts, *(f"{float(each.NumericValue):g}" for each in measured), *([str(item.TextValue)] if item.get("TextValue") else [])]
+
+
+def _images(item: Dataset) -> list[str]:
+    references = cast(list[Dataset], item.get("ReferencedSOPSequence") or []) if item.get("ValueType") == "IMAGE" else []
+    return [str(reference.ReferencedSOPInstanceUID) for reference in references]
+
+
+def _outline(item: Dataset) -> Iterator[tuple[str, Box]]:
+    """The box around a shape (PS3.3 C.18.6), for each image that it was drawn on; a point has none."""
+    numbers = [float(number) for number in cast(list[float], item.get("GraphicData") or [])]
+    points = list(zip(numbers[::2], numbers[1::2], strict=True))
+    kind = item.get("GraphicType")
+    if kind == "POLYLINE" and len(points) > 2:
+        box = (min(x for x, _ in points), min(y for _, y in points), max(x for x, _ in points), max(y for _, y in points))
+    elif kind in ("CIRCLE", "ELLIPSE"):
+        box = _round(points)
+    else:
+        return
+    yield from ((uid, box) for child in _children(item) for uid in _images(child))
+
+
+def _round(points: list[tuple[float, float]]) -> Box:
+    """The box around a circle (centre, a point on it) or an ellipse (ends of its major axis, ends of its minor axis).
+
+    >>> _round([(5.0, 5.0), (5.0, 8.0)]), _round([(0.0, 5.0), (10.0, 5.0), (5.0, 3.0), (5.0, 7.0)])
+    ((2.0, 2.0, 8.0, 8.0), (0.0, 3.0, 10.0, 7.0))
+    """
+    if len(points) == 2:
+        (x, y), radius = points[0], dist(*points)
+        return (x - radius, y - radius, x + radius, y + radius)
+    (ax, ay), (bx, by), (cx, cy), (dx, dy) = points
+    x, y = (ax + bx) / 2, (ay + by) / 2
+    wide, high = sqrt((bx - ax) ** 2 + (dx - cx) ** 2) / 2, sqrt((by - ay) ** 2 + (dy - cy) ** 2) / 2
+    return (x - wide, y - high, x + wide, y + high)

@@ -1,0 +1,335 @@
+"""Files at rest: sealed with AES-256-GCM under a key that lies elsewhere, or comes from a passphrase or the system's key store.
+
+A sealed file is ``MAGIC | key id, 8 bytes | nonce, 12 bytes | ciphertext and tag``. Its role and name are associated data, so a sealed file
+opens under no other name and in no other role. ``storage.json`` in the data folder holds the data keys, wrapped by the site's key: another
+passphrase needs no file to be written anew, and a data key can be replaced (``rotate``) while files under the old one stay readable.
+
+Guarantees: each file has a fresh random nonce (NIST SP 800-38D, 8.2.2: at most 2^32 files a data key); what opens is, bit for bit, what was
+sealed; a wrong or missing key is refused before anything is written. Not hidden: names, sizes and times of files, and the rows of node.sqlite.
+"""
+
+import base64
+import os
+import secrets
+import uuid
+from contextlib import suppress
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, Self
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from busgen_core.errors import ConfigError, SealError, StorageKeyError
+from busgen_core.files import write_whole
+
+MAGIC = b"BUSGEN-SEAL-1\n"
+KEY_BYTES, ID_BYTES, NONCE_BYTES, TAG_BYTES = 32, 8, 12, 16  # AES-256-GCM; NIST SP 800-38D, 5.2.1
+OVERHEAD = len(MAGIC) + ID_BYTES + NONCE_BYTES + TAG_BYTES  # bytes that sealing adds
+PASSES, LANES, MEMORY_KIB = 3, 4, 64 * 1024  # Argon2id, the second recommended option of RFC 9106, section 4
+SERVICE = "busgen-node"  # under which the system's key store knows our keys
+KEYRING_FILE = "storage.json"
+
+
+class StorageSettings(BaseModel):
+    """How files at rest are sealed.
+
+    Attributes:
+        key: Where the site's key comes from. ``none`` seals nothing: for a disk that is encrypted as a whole.
+        key_file: 32 random bytes, made at first use, mode 0600; not given, ``keys/storage.key`` in the data folder. Keep it on another disk,
+            or whoever has a copy of the data folder has the key too.
+        passphrase_file: Holds the passphrase, its last line break not part of it; for instance a credential that systemd hands over at the start.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    key: Literal["none", "file", "passphrase", "keyring"] = "file"
+    key_file: Path | None = None
+    passphrase_file: Path | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if (self.key == "passphrase") != (self.passphrase_file is not None):
+            raise ValueError("passphrase_file belongs to key = 'passphrase'")
+        return self
+
+    def below(self, base: Path) -> "StorageSettings":
+        """The same settings with relative paths resolved against the folder of node.toml."""
+        paths = {"key_file": self.key_file, "passphrase_file": self.passphrase_file}
+        return self.model_copy(update={name: base / path for name, path in paths.items() if path is not None})
+
+
+class _Wrapped(BaseModel):
+    """A data key under the site's key; ``nonce | ciphertext | tag``, hexadecimal."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: str
+    wrapped: str
+
+
+class _KeyRing(BaseModel):
+    """``storage.json``. The last key seals; all open."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    version: Literal[1] = 1
+    name: str  # random; names this installation in the system's key store
+    salt: str  # of the passphrase
+    keys: list[_Wrapped]
+
+
+class Vault:
+    """Seals and opens files. Opened at first use, so that who reads no file needs no key.
+
+    Args:
+        data: The node's data folder.
+        settings: Where the key comes from.
+
+    Raises (every method that needs the key):
+        StorageKeyError: the key is missing, readable by others, or not the one these files were sealed with. Nothing was written.
+        ConfigError: the system's key store is not there.
+    """
+
+    def __init__(self, data: Path, settings: StorageSettings) -> None:
+        self._file, self._settings = data / KEYRING_FILE, settings
+        self._key_file = settings.key_file or data / "keys" / "storage.key"
+
+    @property
+    def begun(self) -> bool:
+        """Whether keys were ever made here."""
+        return self._file.exists()
+
+    @property
+    def seals(self) -> bool:
+        """Whether what is written is sealed."""
+        return self._settings.key != "none"
+
+    def seal(self, content: bytes, *, role: str, name: str) -> bytes:
+        """Encrypt ``content`` for one place: a role and a name in it; as it is where the site seals nothing."""
+        if not self.seals:
+            return content
+        head, nonce = MAGIC + self._current, os.urandom(NONCE_BYTES)
+        return head + nonce + self._keys[self._current].encrypt(nonce, content, _bound(head, role, name))
+
+    def open(self, sealed: bytes, *, role: str, name: str) -> bytes:
+        """Decrypt what ``seal`` gave.
+
+        Raises:
+            SealError: not sealed, cut short, changed, or sealed for another place.
+        """
+        if not sealed.startswith(MAGIC) or len(sealed) < OVERHEAD:
+            raise SealError("a stored file is cut short, or is not sealed; restore it from the backup")
+        head, rest = sealed[: len(MAGIC) + ID_BYTES], sealed[len(MAGIC) + ID_BYTES :]
+        cipher = self._keys.get(head[len(MAGIC) :])
+        if cipher is None:
+            raise StorageKeyError("a stored file was sealed with a key that storage.json does not have; restore both from one backup")
+        try:
+            return cipher.decrypt(rest[:NONCE_BYTES], rest[NONCE_BYTES:], _bound(head, role, name))
+        except InvalidTag:
+            raise SealError("a stored file was changed, or lies under another's name; restore it from the backup") from None
+
+    def write(self, path: Path, content: bytes, *, role: str) -> None:
+        """Seal ``content`` for the name of ``path`` and write it so that the name appears only with all bytes behind it, on the disk.
+
+        Raises:
+            StorageFullError: no room; what was there before still is.
+        """
+        write_durably(path, self.seal(content, role=role, name=path.name))
+
+    def read(self, path: Path, *, role: str, name: str = "") -> bytes:
+        """What ``write`` wrote; a file from before sealing was switched on is read as it is.
+
+        Args:
+            path: The file.
+            role: What it was sealed for.
+            name: The name that it was sealed for, if its file has another.
+
+        Raises:
+            SealError: as ``open``.
+            OSError: the file cannot be read.
+        """
+        content = path.read_bytes()
+        return self.open(content, role=role, name=name or path.name) if content.startswith(MAGIC) else content
+
+    def is_current(self, stored: bytes) -> bool:
+        """Whether a stored file is as it would be written now: sealed under the newest key."""
+        return stored[: len(MAGIC) + ID_BYTES] == MAGIC + self._current if self.seals else not stored.startswith(MAGIC)
+
+    def check(self) -> None:
+        """Return only if the site's key opens the data keys; makes both at first use."""
+        if self.seals or self._file.exists():
+            _ = self._keys
+
+    def rotate(self) -> None:
+        """Seal with a fresh data key from now on; what was sealed before still opens."""
+        self.check()
+        ring = self._ring.model_copy(update={"keys": [*self._ring.keys, _wrapped(os.urandom(KEY_BYTES), self._site_key)]})
+        self._save(ring)
+
+    def forget_unused(self, data: Path) -> int:
+        """Drop the data keys under which no file below ``data`` is sealed, and not the newest; how many."""
+        used = {_head(path) for path in data.rglob("*") if path.is_file()}
+        keys = [key for key in self._ring.keys[:-1] if MAGIC + bytes.fromhex(key.id) in used] + self._ring.keys[-1:]
+        dropped = len(self._ring.keys) - len(keys)
+        if dropped:
+            self._save(self._ring.model_copy(update={"keys": keys}))
+        return dropped
+
+    def _save(self, ring: _KeyRing) -> None:
+        write_durably(self._file, ring.model_dump_json(indent=1).encode())
+        for name in ("_ring", "_keys"):
+            self.__dict__.pop(name, None)
+
+    @property
+    def _current(self) -> bytes:
+        return bytes.fromhex(self._ring.keys[-1].id)
+
+    @cached_property
+    def _keys(self) -> dict[bytes, AESGCM]:
+        return {bytes.fromhex(key.id): AESGCM(_unwrapped(key, self._site_key)) for key in self._ring.keys}
+
+    @cached_property
+    def _ring(self) -> _KeyRing:
+        if not self._file.exists():
+            if not self.seals:
+                raise StorageKeyError("a stored file is sealed, and storage.key in node.toml says none; say there where the key is")
+            self._begin()
+        try:
+            return _KeyRing.model_validate_json(self._file.read_bytes())
+        except (OSError, ValidationError):
+            raise StorageKeyError("storage.json cannot be read; restore it from the backup, nothing opens without it") from None
+
+    def _begin(self) -> None:
+        """Make the first keys; where two processes begin at once, one of them wins and both read the same."""
+        ring = _KeyRing(name=secrets.token_hex(8), salt=os.urandom(16).hex(), keys=[])
+        key = self._read_site_key(ring, create=True)
+        ring.keys.append(_wrapped(os.urandom(KEY_BYTES), key))
+        create_once(self._file, ring.model_dump_json(indent=1).encode())
+
+    @cached_property
+    def _site_key(self) -> bytes:
+        return self._read_site_key(self._ring, create=False)
+
+    def _read_site_key(self, ring: _KeyRing, *, create: bool) -> bytes:
+        match self._settings.key:
+            case "passphrase":
+                return _from_passphrase(self._settings.passphrase_file, bytes.fromhex(ring.salt))
+            case "keyring":
+                return _from_key_store(ring.name, create=create)
+            case "file":
+                return _from_file(self._key_file, create=create)
+        raise StorageKeyError("a stored file is sealed, and storage.key in node.toml says none; say there where the key is")
+
+
+def _head(path: Path) -> bytes:
+    try:
+        with path.open("rb") as stream:
+            return stream.read(len(MAGIC) + ID_BYTES)
+    except FileNotFoundError:
+        return b""
+
+
+def _bound(head: bytes, role: str, name: str) -> bytes:
+    return b"\0".join((head, role.encode(), name.encode()))
+
+
+def _wrapped(key: bytes, site_key: bytes) -> _Wrapped:
+    name, nonce = os.urandom(ID_BYTES), os.urandom(NONCE_BYTES)
+    return _Wrapped(id=name.hex(), wrapped=(nonce + AESGCM(site_key).encrypt(nonce, key, b"data key" + name)).hex())
+
+
+def _unwrapped(key: _Wrapped, site_key: bytes) -> bytes:
+    try:
+        wrapped = bytes.fromhex(key.wrapped)
+        return AESGCM(site_key).decrypt(wrapped[:NONCE_BYTES], wrapped[NONCE_BYTES:], b"data key" + bytes.fromhex(key.id))
+    except (InvalidTag, ValueError):
+        raise StorageKeyError("the key is not the one that the stored files were sealed with; nothing was read or written") from None
+
+
+def _from_file(path: Path, *, create: bool) -> bytes:
+    if create and not path.exists():
+        create_once(path, os.urandom(KEY_BYTES))
+    return secret_in(path, KEY_BYTES, missing="without it no stored file opens, so restore it from the backup")
+
+
+def _from_passphrase(path: Path | None, salt: bytes) -> bytes:
+    try:
+        passphrase = path.read_bytes().removesuffix(b"\n") if path else b""
+    except OSError:
+        raise StorageKeyError("storage.passphrase_file cannot be read; no stored file opens without the passphrase") from None
+    if not passphrase:
+        raise StorageKeyError("storage.passphrase_file is empty; no stored file opens without the passphrase")
+    return Argon2id(salt=salt, length=KEY_BYTES, iterations=PASSES, lanes=LANES, memory_cost=MEMORY_KIB).derive(passphrase)
+
+
+def _from_key_store(name: str, *, create: bool) -> bytes:
+    try:
+        import keyring
+    except ImportError:
+        raise ConfigError("storage.key is keyring, and the package keyring is not installed; install busgen-client[keyring]") from None
+    try:
+        stored = keyring.get_password(SERVICE, name)
+        if stored is None and create:
+            stored = base64.b64encode(os.urandom(KEY_BYTES)).decode()
+            keyring.set_password(SERVICE, name, stored)
+    except keyring.errors.KeyringError as error:
+        raise StorageKeyError(f"the system's key store does not answer ({type(error).__name__}); unlock it") from None
+    if stored is None:
+        raise StorageKeyError("the system's key store has no key for this node; without it no stored file opens, restore it")
+    return base64.b64decode(stored)
+
+
+def secret_in(path: Path, size: int, *, missing: str) -> bytes:
+    """A secret of ``size`` bytes that nobody else may read.
+
+    Args:
+        path: Its file.
+        size: Bytes that it has.
+        missing: What to say where it is not there.
+
+    Raises:
+        StorageKeyError: not there, readable by others, or of another size.
+    """
+    if not path.exists():
+        raise StorageKeyError(f"{path.name} is missing; {missing}")
+    if path.stat().st_mode & 0o077:
+        raise StorageKeyError(f"{path.name} can be read by other users; set its mode to 0600")
+    secret = path.read_bytes()
+    if len(secret) != size:
+        raise StorageKeyError(f"{path.name} does not hold {size} bytes; restore it from the backup")
+    return secret
+
+
+def create_once(path: Path, content: bytes) -> None:
+    """Create a file, mode 0600, in one step that a second process cannot repeat; one that is there stays."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    with suppress(FileExistsError):
+        os.link(aside, path)
+    aside.unlink()
+    _sync(path.parent)
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """``write_whole``, and the folder's entry is on the disk too.
+
+    Raises:
+        StorageFullError: no room; what was there before still is.
+    """
+    write_whole(path, content)
+    _sync(path.parent)
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

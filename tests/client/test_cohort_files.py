@@ -1,0 +1,345 @@
+"""The cohort at rest: sealed images, verify, encrypt, and what goes wrong on the way."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sqlalchemy import Delete, Engine, Update, delete, update
+from sqlalchemy.orm import Session
+from typer.testing import CliRunner
+
+from busgen_client.cli import app
+from busgen_client.cohort import CohortStore, ImageRow, JournalRow, NewImage, PatientRow, open_cohort
+from busgen_client.cohort_files import Problem, encrypt, verify
+from busgen_client.database import open_store
+from busgen_client.storage import MAGIC, StorageSettings, Vault
+from busgen_core.errors import ConfigError, CorruptImageError, StateError, StorageFullError, StorageKeyError
+from busgen_core.labels import Pathology
+from tests.client.node import lay_out
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[Engine]:
+    engine = open_store(tmp_path)
+    yield engine
+    engine.dispose()
+
+
+def sealed(engine: Engine, data: Path) -> CohortStore:
+    return CohortStore(engine, data, vault=Vault(data, StorageSettings()))
+
+
+def plain(engine: Engine, data: Path) -> CohortStore:
+    return CohortStore(engine, data)
+
+
+def fill(store: CohortStore, patients: int = 6) -> None:
+    for number in range(patients):
+        gray = np.random.default_rng(number).integers(0, 255, (48, 80), np.uint8)
+        key = store.patient_key(str(number))
+        store.add(NewImage(gray=gray, patient_key=key, pathology=Pathology.BENIGN, box=None, device="", source_key=f"s{number}"))
+
+
+def contents(data: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in (data / "images").iterdir()}
+
+
+def test_stored_images_are_sealed_and_load_as_they_were(engine: Engine, tmp_path: Path) -> None:
+    """No stored file holds a PNG, and both stores load the same pixels."""
+    (tmp_path / "b").mkdir()
+    other_engine = open_store(tmp_path / "b")
+    one, other = sealed(engine, tmp_path), plain(other_engine, tmp_path / "b")
+    for store in (one, other):
+        for number in range(4):
+            gray = np.random.default_rng(number).integers(0, 255, (48, 80), np.uint8)
+            key = store.patient_key(str(number))
+            store.add(NewImage(gray=gray, patient_key=key, pathology=Pathology.BENIGN, box=None, device="", source_key=f"s{number}", role="member"))
+    assert all(content.startswith(MAGIC) and b"PNG" not in content[:64] for content in contents(tmp_path).values())
+    assert sorted(map(bytes, one.load("member").images)) == sorted(map(bytes, other.load("member").images))
+    other_engine.dispose()
+
+
+def test_a_whole_cohort_verifies(engine: Engine, tmp_path: Path) -> None:
+    """Nothing is found in a sealed cohort; a plain one is whole too where the site seals nothing."""
+    store = sealed(engine, tmp_path)
+    fill(store)
+    state = verify(store, progress=False)
+    assert (state.images, state.sealed, state.found, state.whole) == (6, 6, (), True)
+
+
+def first(data: Path) -> Path:
+    return min((data / "images").iterdir())
+
+
+def cut(data: Path) -> None:
+    first(data).write_bytes(first(data).read_bytes()[:-1])
+
+
+def flip(data: Path) -> None:
+    content = bytearray(first(data).read_bytes())
+    content[-20] ^= 1
+    first(data).write_bytes(content)
+
+
+def swap(data: Path) -> None:
+    one, other, *_ = sorted((data / "images").iterdir())
+    aside = one.with_suffix(".x")
+    one.rename(aside)
+    other.rename(one)
+    aside.rename(other)
+
+
+def lose(data: Path) -> None:
+    first(data).unlink()
+
+
+def litter(data: Path) -> None:
+    (data / "images" / "stray").write_bytes(b"x")
+
+
+DAMAGE = {
+    "cut short": (cut, [Problem.DAMAGED]),
+    "changed": (flip, [Problem.DAMAGED]),
+    "swapped": (swap, [Problem.DAMAGED, Problem.DAMAGED]),
+    "lost": (lose, [Problem.MISSING]),
+    "one too many": (litter, [Problem.ORPHAN]),
+}
+
+
+@pytest.mark.parametrize(("damage", "expected"), DAMAGE.values(), ids=DAMAGE)
+def test_damage_is_found(engine: Engine, tmp_path: Path, damage: Callable[[Path], None], expected: list[Problem]) -> None:
+    """Every kind of damage is found and named, verify changes nothing, and a damaged image is never loaded."""
+    store = sealed(engine, tmp_path)
+    fill(store)
+    damage(tmp_path)
+    before = contents(tmp_path)
+    state = verify(store, progress=False)
+    assert [problem for problem, _ in state.found] == expected
+    assert not state.whole
+    assert contents(tmp_path) == before
+    if Problem.ORPHAN not in expected:
+        with pytest.raises(CorruptImageError):
+            [store.load(role) for role in ("member", "holdout")]
+
+
+EDITS: dict[str, Callable[[str, str], Update | Delete]] = {
+    "patient": lambda key, other: update(PatientRow).where(PatientRow.patient_key == key).values(role=other),
+    "image": lambda key, other: update(ImageRow).where(ImageRow.patient_key == key).values(role=other),
+    "lost line of the journal": lambda key, _: delete(JournalRow).where(JournalRow.event == "split", JournalRow.detail.contains(key)),
+    "edited line of the journal": lambda key, other: (
+        update(JournalRow)
+        .where(JournalRow.event == "split", JournalRow.detail.contains(key))
+        .values(detail=json.dumps({"patient": key, "role": other, "rule": "hmac-60-40"}))
+    ),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
+def test_a_patient_moved_to_the_other_side_is_found(engine: Engine, tmp_path: Path, edit: Callable[[str, str], Update | Delete]) -> None:
+    """Roles are fixed: an edited patient, image or line of the journal, or a line that is gone, is found."""
+    store = sealed(engine, tmp_path)
+    fill(store, 3)
+    assert verify(store, progress=False).whole
+    key = store.patient_key("0")
+    with Session(engine) as session:
+        session.execute(edit(key, "member" if store.own_role(key) == "holdout" else "holdout"))
+        session.commit()
+    assert {problem for problem, _ in verify(store, progress=False).found} == {Problem.ROLE}
+
+
+def test_a_plain_cohort_is_sealed_and_stays_the_same(engine: Engine, tmp_path: Path) -> None:
+    """Migration leaves no plain file, every image loads as before, and a second run does nothing."""
+    old = plain(engine, tmp_path)
+    fill(old)
+    before = [old.load(role).images.tolist() for role in ("member", "holdout")]
+    new = sealed(engine, tmp_path)
+    assert [new.load(role).images.tolist() for role in ("member", "holdout")] == before
+    assert verify(new, progress=False).counts() == {"unsealed": 6}
+    assert encrypt(new, tmp_path, progress=False) == 6
+    assert encrypt(new, tmp_path, progress=False) == 0
+    assert all(content.startswith(MAGIC) for content in contents(tmp_path).values())
+    assert [new.load(role).images.tolist() for role in ("member", "holdout")] == before
+    assert verify(new, progress=False).found == ()
+
+
+def test_a_reader_that_looked_before_the_migration_finds_the_image(engine: Engine, tmp_path: Path) -> None:
+    """A job that read the rows before an image was sealed still reads the image."""
+    old = plain(engine, tmp_path)
+    fill(old, 1)
+    (row,) = old.rows()
+    new = sealed(engine, tmp_path)
+    encrypt(new, tmp_path, progress=False)
+    assert not (tmp_path / "images" / row.file).exists()
+    assert new._stored(row).startswith(b"\x89PNG")
+
+
+CRASH = """
+import os, sys
+from pathlib import Path
+from busgen_client.cohort import CohortStore
+from busgen_client.cohort_files import encrypt
+from busgen_client.database import open_store
+from busgen_client.storage import StorageSettings, Vault
+import busgen_client.cohort as cohort
+
+data, after = Path(sys.argv[1]), int(sys.argv[2])
+store = CohortStore(open_store(data), data, vault=Vault(data, StorageSettings()))
+count, write = 0, cohort.write_durably
+def dying(path, content):
+    global count
+    count += 1
+    write(path, content)
+    if count == after:
+        os._exit(9)
+cohort.write_durably = dying
+encrypt(store, data, progress=False)
+"""
+
+
+def test_a_migration_that_dies_goes_on(engine: Engine, tmp_path: Path) -> None:
+    """Killed between file and row, every image is still there; the next run seals the rest and leaves nothing behind."""
+    old = plain(engine, tmp_path)
+    fill(old)
+    before = [old.load(role).images.tolist() for role in ("member", "holdout")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    assert subprocess.run([sys.executable, "-c", CRASH, str(tmp_path), "3"], env=environment, check=False).returncode == 9
+    new = sealed(engine, tmp_path)
+    assert [new.load(role).images.tolist() for role in ("member", "holdout")] == before
+    assert verify(new, progress=False).counts() == {"orphan": 1, "unsealed": 4}
+    assert encrypt(new, tmp_path, progress=False) == 4
+    assert verify(new, progress=False).found == ()
+
+
+def test_a_new_data_key_reaches_every_image(engine: Engine, tmp_path: Path) -> None:
+    """After a rotation no file is under the old key, which is gone, and every image loads."""
+    store = sealed(engine, tmp_path)
+    fill(store)
+    heads = {content[:22] for content in contents(tmp_path).values()}
+    assert encrypt(store, tmp_path, rotate=True, progress=False) == 6
+    assert heads.isdisjoint(content[:22] for content in contents(tmp_path).values())
+    assert len(json.loads((tmp_path / "storage.json").read_text())["keys"]) == 1
+    assert verify(sealed(engine, tmp_path), progress=False).found == ()
+
+
+def test_a_damaged_image_is_not_replaced_by_the_migration(engine: Engine, tmp_path: Path) -> None:
+    """What does not have its digest stops the run, and stays as it is for the backup to be compared with."""
+    fill(plain(engine, tmp_path))
+    flip(tmp_path)
+    before = first(tmp_path).read_bytes()
+    name = first(tmp_path).name
+    with pytest.raises(CorruptImageError):
+        encrypt(sealed(engine, tmp_path), tmp_path, progress=False)
+    assert (tmp_path / "images" / name).read_bytes() == before
+
+
+def test_a_site_that_seals_nothing_is_told(engine: Engine, tmp_path: Path) -> None:
+    """Sealing without a key is refused by name."""
+    with pytest.raises(ConfigError, match="none"):
+        encrypt(plain(engine, tmp_path), tmp_path, progress=False)
+
+
+@pytest.mark.parametrize("key", [None, b"y" * 32], ids=["missing", "another"])
+def test_a_wrong_key_admits_and_reads_nothing(engine: Engine, tmp_path: Path, key: bytes | None) -> None:
+    """Adding, loading and verifying are refused by name; no file changes."""
+    fill(sealed(engine, tmp_path), 2)
+    file = tmp_path / "keys" / "storage.key"
+    file.unlink() if key is None else file.write_bytes(key)
+    before, store = contents(tmp_path), sealed(engine, tmp_path)
+    for ask in (lambda: fill(store, 3), lambda: [store.load(r) for r in ("member", "holdout")], lambda: verify(store, progress=False)):
+        with pytest.raises(StorageKeyError):
+            ask()
+    assert contents(tmp_path) == before
+
+
+def test_lost_keys_are_not_made_anew(engine: Engine, tmp_path: Path) -> None:
+    """Without storage.json no image is added beside those that it opens, and no other storage.json appears."""
+    fill(sealed(engine, tmp_path), 2)
+    (tmp_path / "storage.json").unlink()
+    with pytest.raises(StorageKeyError, match="backup"):
+        fill(sealed(engine, tmp_path), 3)
+    assert not (tmp_path / "storage.json").exists()
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from busgen_client.cohort import CohortStore, NewImage
+from busgen_client.database import open_store
+from busgen_client.storage import StorageSettings, Vault
+from busgen_core.errors import StorageFullError
+from busgen_core.labels import Pathology
+import busgen_core.images
+
+data = Path(sys.argv[1])
+store = CohortStore(open_store(data), data, vault=Vault(data, StorageSettings()))
+gray = np.random.default_rng(7).integers(0, 255, (700, 700), np.uint8)
+store.vault.check()
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
+try:
+    store.add(NewImage(gray=gray, patient_key=store.patient_key("p"), pathology=Pathology.BENIGN, box=None, device="", source_key="s"))
+except StorageFullError:
+    sys.exit(3)
+"""
+
+
+def test_a_full_disk_is_named_and_leaves_the_cohort_whole(engine: Engine, tmp_path: Path) -> None:
+    """An image that does not fit is refused by name: no row, no file, and what was there verifies."""
+    store = sealed(engine, tmp_path)
+    fill(store, 2)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    assert subprocess.run([sys.executable, "-c", FULL, str(tmp_path)], env=environment, check=False).returncode == 3
+    assert (len(store.rows()), verify(store, progress=False).found) == (2, ())
+    assert StorageFullError.code == "storage-full"
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
+
+
+def test_nothing_runs_beside_an_intake(engine: Engine, tmp_path: Path) -> None:
+    """Verify and encrypt wait for an intake to end, and an intake for them."""
+    store = sealed(engine, tmp_path)
+    with store.intake():
+        for run in (lambda: verify(store, progress=False), lambda: encrypt(store, tmp_path, progress=False)):
+            with pytest.raises(StateError, match="another intake"):
+                run()
+    with store.still(), pytest.raises(StateError, match="another intake"), store.intake():
+        pass
+
+
+def test_commands(tmp_path: Path) -> None:
+    """Summary, verify and encrypt from the command line: JSON, exit statuses, and no small cell."""
+    settings = lay_out(tmp_path)
+    runner, config = CliRunner(), ["--config", str(tmp_path / "node.toml"), "--json"]
+    fill(plain(open_store(settings.data), settings.data), 3)
+    assert json.loads(runner.invoke(app, ["cohort", "encrypt", *config]).stdout) == {"sealed": 3}
+    state = runner.invoke(app, ["cohort", "verify", *config])
+    assert (state.exit_code, json.loads(state.stdout)) == (0, {"images": 3, "sealed": 3, "whole": True, "found": []})
+    cells = json.loads(runner.invoke(app, ["cohort", "summary", *config]).stdout)["cells"]
+    assert {cell["patients"] for cell in cells} == {"<5"}
+    first(settings.data).unlink()
+    assert runner.invoke(app, ["cohort", "verify", *config]).exit_code == 1
+
+
+def test_a_node_seals_by_default(tmp_path: Path) -> None:
+    """What a node takes in with the settings that 'join' writes is sealed."""
+    settings = lay_out(tmp_path)
+    fill(open_cohort(settings), 1)
+    assert first(settings.data).suffix == ".sealed"
+    assert (settings.data / "keys" / "storage.key").exists()
+
+
+def test_a_store_of_an_earlier_version_opens(tmp_path: Path) -> None:
+    """A database without the columns that came later gets them, and keeps its rows."""
+    engine = open_store(tmp_path)
+    fill(plain(engine, tmp_path), 2)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE images DROP COLUMN birads")
+    engine.dispose()
+    again = open_store(tmp_path)
+    assert [row.birads for row in plain(again, tmp_path).rows()] == [None, None]
+    again.dispose()

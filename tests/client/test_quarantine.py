@@ -1,0 +1,444 @@
+"""The quarantine: what is unsure waits with a picture, and a person releases it, blacks parts of it out or deletes it."""
+
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+from typer.testing import CliRunner
+
+from busgen_client import quarantine as module
+from busgen_client.cli import app
+from busgen_client.cohort import CohortStore, ImageRow, JournalRow, NewImage, open_cohort
+from busgen_client.consent import withdraw
+from busgen_client.held import Held, HeldStore
+from busgen_client.intake.dicom import intake_dicom
+from busgen_client.intake.findings import BY_EYE, BY_LABEL, Code, QuarantineError
+from busgen_client.intake.frames import Rectangle
+from busgen_client.intake.run import Source, take_in
+from busgen_client.intake.spool import BEYOND_REPAIR, Spool
+from busgen_client.intake.table import intake_table
+from busgen_client.masks import around, box, left_over
+from busgen_client.quarantine import Quarantine
+from busgen_client.settings import NodeSettings
+from busgen_core.errors import BusgenError, ConsentWithdrawnError, CorruptImageError, InputError, StateError
+from busgen_core.images import encode_png
+from busgen_core.labels import Pathology
+from tests.client.node import lay_out
+from tests.client.waiting import COLUMNS, DEVICE, ROWS, TEXT, study_of_unknown_device, table_to_look_at
+
+WHO = "a steward"
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> NodeSettings:
+    return lay_out(tmp_path)
+
+
+@pytest.fixture
+def store(node: NodeSettings) -> Iterator[CohortStore]:
+    store = open_cohort(node)
+    yield store
+    store.engine.dispose()
+
+
+@pytest.fixture
+def table(store: CohortStore, tmp_path: Path) -> Path:
+    """A folder of two rows that wait: the first for colour, the second for its label."""
+    table_to_look_at(tmp_path / "table")
+    assert intake_table(store, tmp_path / "table", progress=False).codes == {"colour": 1, "label-unknown": 1}
+    return tmp_path / "table"
+
+
+@pytest.fixture
+def quarantine(store: CohortStore, table: Path) -> Quarantine:
+    return Quarantine(store)
+
+
+def named(quarantine: Quarantine, code: Code) -> str:
+    (item,) = quarantine.items(code=code)
+    return item.name
+
+
+def stored(store: CohortStore) -> list[tuple[ImageRow, np.ndarray]]:
+    with Session(store.engine) as session:
+        rows = session.scalars(select(ImageRow)).all()
+    return [(row, np.asarray(Image.open(io.BytesIO(store.png(row.image_id))))) for row in rows]
+
+
+def journal(store: CohortStore, prefix: str = "quarantine.") -> list[tuple[str, dict[str, object]]]:
+    with Session(store.engine) as session:
+        rows = session.scalars(select(JournalRow).where(JournalRow.event.startswith(prefix)).order_by(JournalRow.id)).all()
+    return [(row.event, json.loads(row.detail)) for row in rows]
+
+
+def pixels(quarantine: Quarantine, name: str) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(quarantine.picture(name))))
+
+
+def one_waiting(store: CohortStore, code: Code, patient: str = "someone") -> str:
+    """An object that intake holds back for ``code``, with a picture; its name."""
+    frame = np.random.default_rng(1).integers(1, 255, (64, 80), dtype=np.uint8)
+    key = store.patient_key(patient)
+    image = NewImage(gray=frame, patient_key=key, pathology=Pathology.BENIGN, box=None, device="", source_key=store.key("test", patient))
+
+    def refuse() -> list[NewImage]:
+        raise QuarantineError(code)
+
+    source = Source(key=store.key("object", patient, code), read=refuse, show=lambda: Held(images=(image,)))
+    take_in(store, [source], total=1, event="test", progress=False)
+    return source.key[:12]
+
+
+def test_what_is_unsure_waits_with_a_picture(quarantine: Quarantine, store: CohortStore) -> None:
+    """Two objects wait, in plain words, each with its pixels in colours; none is in the cohort."""
+    items = quarantine.items()
+    assert [(item.code, item.frames, item.columns, item.rows) for item in items] == [
+        ("colour", 1, COLUMNS, ROWS),
+        ("label-unknown", 1, COLUMNS, ROWS),
+    ]
+    assert quarantine.counts() == {"colour": 1, "label-unknown": 1}
+    assert pixels(quarantine, items[0].name)[TEXT[1], TEXT[0]].tolist() == [240, 40, 40]
+    assert stored(store) == []
+
+
+def test_what_is_blacked_out_is_black_in_the_cohort_at_full_resolution(quarantine: Quarantine, store: CohortStore) -> None:
+    """A colour box keeps an object from its release; blacked out, the object enters, black there and unchanged elsewhere."""
+    name = named(quarantine, Code.COLOUR)
+    before = pixels(quarantine, name)
+    with pytest.raises(InputError, match="colour"):
+        quarantine.release(name, who=WHO)
+    item = quarantine.mask(name, TEXT, who=WHO)
+    assert not pixels(quarantine, name)[TEXT[1] : TEXT[3], TEXT[0] : TEXT[2]].any()
+    assert quarantine.release(name, who=WHO, seen=item.stamp) == 1
+    ((row, kept),) = stored(store)
+    hidden = np.zeros((ROWS, COLUMNS), bool)
+    hidden[TEXT[1] : TEXT[3], TEXT[0] : TEXT[2]] = True
+    assert kept.shape == (ROWS, COLUMNS)
+    assert not kept[hidden].any()
+    assert np.array_equal(kept[~hidden], before[..., 0][~hidden])
+    assert (row.pathology, row.role) == ("benign", store.own_role(row.patient_key))
+
+
+def test_all_but_a_box_can_be_blacked_out_and_is_cut_off(quarantine: Quarantine, store: CohortStore) -> None:
+    """With ``keep``, the cohort gets the box and nothing else."""
+    name = named(quarantine, Code.COLOUR)
+    whole = pixels(quarantine, name)[..., 0]
+    quarantine.mask(name, (40, 50, 240, 190), who=WHO, keep=True)
+    quarantine.release(name, who=WHO)
+    ((_, kept),) = stored(store)
+    assert np.array_equal(kept, whole[50:190, 40:240])
+
+
+def test_every_action_is_in_the_journal_and_names_no_patient(quarantine: Quarantine, store: CohortStore, table: Path) -> None:
+    """Who, what and on which object; identifiers, file names and folders are in no line."""
+    first, second = named(quarantine, Code.COLOUR), named(quarantine, Code.LABEL_UNKNOWN)
+    quarantine.mask(first, TEXT, who=WHO)
+    quarantine.unmask(first, who=WHO)
+    quarantine.mask(first, TEXT, who=WHO)
+    quarantine.release(first, who=WHO)
+    quarantine.delete(second, who="another steward")
+    lines = journal(store)
+    assert [event.removeprefix("quarantine.") for event, _ in lines] == ["masked", "unmasked", "masked", "released", "deleted"]
+    assert [(detail["item"], detail["who"]) for _, detail in lines] == [(first, WHO)] * 4 + [(second, "another steward")]
+    assert lines[0][1]["boxes"] == [list(TEXT)]
+    assert not any(text in json.dumps(lines) for text in ("patient of", "one.png", str(table)))
+
+
+def test_a_label_that_is_missing_is_given_by_the_person(quarantine: Quarantine, store: CohortStore) -> None:
+    """Without a label an object is not released; with one it is, and the journal says that a person gave it."""
+    name = named(quarantine, Code.LABEL_UNKNOWN)
+    with pytest.raises(StateError, match="no label"):
+        quarantine.release(name, who=WHO)
+    quarantine.release(name, who=WHO, pathology=Pathology.MALIGNANT)
+    assert [row.pathology for row, _ in stored(store)] == ["malignant"]
+    assert journal(store)[-1][1]["label"] == "malignant"
+
+
+def test_a_label_that_is_known_is_not_the_persons_to_change(quarantine: Quarantine, store: CohortStore) -> None:
+    """An object that waits for something else keeps its own label."""
+    name = named(quarantine, Code.COLOUR)
+    quarantine.mask(name, TEXT, who=WHO)
+    quarantine.release(name, who=WHO, pathology=Pathology.NORMAL)
+    assert [row.pathology for row, _ in stored(store)] == ["benign"]
+
+
+def test_decided_objects_do_not_wait_again(quarantine: Quarantine, store: CohortStore, table: Path) -> None:
+    """Taken in again, a released object is a duplicate and a deleted one is passed over; nothing of their pictures is left."""
+    first, second = named(quarantine, Code.COLOUR), named(quarantine, Code.LABEL_UNKNOWN)
+    quarantine.mask(first, TEXT, who=WHO)
+    quarantine.release(first, who=WHO)
+    quarantine.delete(second, who=WHO)
+    assert list((store.data / "quarantine").iterdir()) == []
+    again = intake_table(store, table, progress=False)
+    assert (again.added, again.duplicates, again.skipped, again.codes) == (0, 1, 1, {})
+
+
+def test_a_deletion_can_be_taken_back(quarantine: Quarantine, store: CohortStore, table: Path) -> None:
+    """After ``allow`` the same object waits as if for the first time."""
+    name = named(quarantine, Code.LABEL_UNKNOWN)
+    quarantine.delete(name, who=WHO)
+    quarantine.allow(name, who=WHO)
+    assert intake_table(store, table, progress=False).codes == {"colour": 1, "label-unknown": 1}
+    with pytest.raises(StateError):
+        quarantine.allow(name, who=WHO)
+
+
+def test_a_second_look_keeps_what_was_drawn(quarantine: Quarantine, store: CohortStore, table: Path) -> None:
+    """An object that is taken in again while it waits keeps its boxes, and no second picture is kept."""
+    name = named(quarantine, Code.COLOUR)
+    quarantine.mask(name, TEXT, who=WHO)
+    intake_table(store, table, progress=False)
+    assert quarantine.item(name).masks == (Rectangle(*TEXT),)
+    assert len(list((store.data / "quarantine").iterdir())) == 2
+
+
+@pytest.mark.parametrize("action", ["mask", "unmask", "release", "delete"])
+def test_what_changed_since_it_was_seen_is_not_acted_on(quarantine: Quarantine, action: str) -> None:
+    """With the stamp of an earlier look, every action is refused and nothing changes."""
+    name = named(quarantine, Code.COLOUR)
+    old = quarantine.item(name).stamp
+    quarantine.mask(name, TEXT, who=WHO)
+    now = quarantine.item(name)
+    more = ((0, 0, 5, 5),) if action == "mask" else ()
+    with pytest.raises(StateError, match="look at it again"):
+        getattr(quarantine, action)(name, *more, who=WHO, seen=old)
+    assert quarantine.item(name) == now
+
+
+def test_burned_in_text_is_blacked_out_before_a_release(store: CohortStore) -> None:
+    """Where the header says that text is burned in, a release without a box is refused."""
+    name, quarantine = one_waiting(store, Code.BURNED_IN_TEXT), Quarantine(store)
+    with pytest.raises(StateError, match="black it out"):
+        quarantine.release(name, who=WHO)
+    quarantine.mask(name, (0, 0, 80, 10), who=WHO)
+    assert quarantine.release(name, who=WHO) == 1
+
+
+def test_what_only_its_source_can_mend_has_no_picture_and_no_release(store: CohortStore) -> None:
+    """An object that waits for a code no person can judge by looking is not kept, and can only be deleted."""
+    name, quarantine = one_waiting(store, Code.PATIENT_MISSING), Quarantine(store)
+    assert not (store.data / "quarantine").exists()
+    with pytest.raises(StateError):
+        quarantine.release(name, who=WHO)
+    with pytest.raises(StateError):
+        quarantine.mask(name, (0, 0, 5, 5), who=WHO)
+    quarantine.delete(name, who=WHO)
+    assert quarantine.items() == []
+
+
+def test_codes_are_sorted_by_who_can_mend_them() -> None:
+    """No code is mended in two ways; what may be an identified patient's dispute or a withdrawal is never a person's to release."""
+    assert not BY_EYE & BY_LABEL
+    assert not (BY_EYE | BY_LABEL) & BEYOND_REPAIR
+    assert not (BY_EYE | BY_LABEL) & {Code.CONSENT_WITHDRAWN, Code.ROLE_CONFLICT, Code.PATIENT_MISSING, Code.PATIENT_UNSURE, Code.UID_REUSED}
+
+
+def test_a_released_object_passes_the_same_admission(store: CohortStore) -> None:
+    """A patient who has the other role by now keeps the object out; it waits on."""
+    name, quarantine = one_waiting(store, Code.NO_SCAN_REGION), Quarantine(store)
+    held = HeldStore(store).get(store.key("object", "someone", Code.NO_SCAN_REGION))
+    assert held is not None
+    with Session(store.engine) as session:
+        session.merge(held).images = [{**held.images[0], "role": "holdout"}]
+        session.commit()
+    frame = np.random.default_rng(2).integers(1, 255, (64, 64), dtype=np.uint8)
+    member = NewImage(
+        gray=frame, patient_key=store.patient_key("someone"), pathology=Pathology.BENIGN, box=None, device="", source_key="s", role="member"
+    )
+    store.add(member)
+    with pytest.raises(StateError, match="other role"):
+        quarantine.release(name, who=WHO)
+    assert quarantine.item(name).releasable
+
+
+def test_withdrawn_consent_empties_the_quarantine_of_that_patient(node: NodeSettings, store: CohortStore) -> None:
+    """Withdrawal deletes what waits of the patient, rows and pictures, and nobody else's."""
+    one_waiting(store, Code.NO_SCAN_REGION, "who stays")
+    gone = one_waiting(store, Code.NO_SCAN_REGION, "who goes")
+    withdraw(node, store.patient_key("who goes"), known=False)
+    assert [item.name == gone for item in Quarantine(store).items()] == [False]
+    assert len(list((store.data / "quarantine").iterdir())) == 1
+
+
+def test_a_patient_who_withdrew_is_not_released(node: NodeSettings, store: CohortStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waited of a patient who withdrew meanwhile is deleted when somebody releases it, should it still be there."""
+    name, quarantine = one_waiting(store, Code.NO_SCAN_REGION), Quarantine(store)
+    monkeypatch.setattr(HeldStore, "forget", lambda _self, _key: None)  # as if the withdrawal had been stopped half-way
+    withdraw(node, store.patient_key("someone"), known=False)
+    with pytest.raises(ConsentWithdrawnError):
+        quarantine.release(name, who=WHO)
+    assert (quarantine.items(), stored(store), list((store.data / "quarantine").iterdir())) == ([], [], [])
+
+
+def test_an_unknown_scanner_waits_until_somebody_vouches_for_it(store: CohortStore, tmp_path: Path) -> None:
+    """Objects of a model nobody vouched for wait whatever else is right with them; vouching releases them, and later ones pass."""
+    count = study_of_unknown_device(tmp_path / "study")
+    labels, quarantine = tmp_path / "study" / "labels.csv", Quarantine(store)
+    assert intake_dicom(store, tmp_path / "study", labels, progress=False).codes == {"device-unknown": count}
+    assert [(item.device, item.trustable) for item in quarantine.items()] == [(DEVICE, True)] * count
+    assert quarantine.trust("logiq  e9", who=WHO) == count
+    assert (quarantine.items(), quarantine.trusted(), len(stored(store))) == ([], [DEVICE], count)
+    assert ("device.trusted", {"device": DEVICE, "who": WHO}) in journal(store, "device.")
+    assert intake_dicom(store, tmp_path / "study", labels, progress=False).duplicates == count
+    with pytest.raises(InputError):
+        quarantine.trust("  ", who=WHO)
+
+
+def test_of_what_a_person_looks_at_no_header_stays_on_the_disk(store: CohortStore, tmp_path: Path) -> None:
+    """An object that came over the network leaves the spool when its pixels wait; nothing of its header is in any byte of the node's folder."""
+    study_of_unknown_device(tmp_path / "study")
+    spool = Spool(store, store.data)
+    with spool.receiving():
+        spool.put((tmp_path / "study" / "IM00001").read_bytes(), "2.25.1")
+    from busgen_client.intake.labels import read_labels
+
+    take_in(store, spool.sources(read_labels(tmp_path / "study" / "labels.csv")), total=1, event="test", progress=False)
+    assert Quarantine(store).counts() == {"device-unknown": 1}
+    assert (spool.waiting(), spool.waiting(held=True)) == ([], [])
+    everything = b"".join(path.read_bytes() for path in store.data.rglob("*") if path.is_file())
+    assert DEVICE.encode() in everything  # so the search can find something
+    assert not [text for text in (b"FICTITIOUS", b"REFERRER", b"Nowhere", b"OPERATOR") if text in everything]
+
+
+def test_pictures_are_sealed_like_the_cohorts_images(quarantine: Quarantine, store: CohortStore) -> None:
+    """On the disk a picture is neither PNG nor readable under another's name; its folder is the node's alone."""
+    folder = store.data / "quarantine"
+    one, two = sorted(folder.iterdir())
+    assert not any(file.read_bytes().startswith(b"\x89PNG") for file in (one, two))
+    assert folder.stat().st_mode & 0o077 == 0
+    two.write_bytes(one.read_bytes())
+    refused = 0
+    for item in quarantine.items():
+        try:
+            quarantine.picture(item.name)
+        except BusgenError:
+            refused += 1
+    assert refused == 1
+
+
+def test_a_damaged_picture_is_refused_and_can_be_deleted(quarantine: Quarantine, store: CohortStore) -> None:
+    """Without its file an object is neither shown nor released; it can still be deleted."""
+    for file in (store.data / "quarantine").iterdir():
+        file.unlink()
+    name = named(quarantine, Code.LABEL_UNKNOWN)
+    for act in (lambda: quarantine.picture(name), lambda: quarantine.release(name, who=WHO, pathology=Pathology.BENIGN)):
+        with pytest.raises(CorruptImageError):
+            act()
+    quarantine.delete(name, who=WHO)
+
+
+def test_files_of_a_crash_are_swept(quarantine: Quarantine, store: CohortStore, table: Path) -> None:
+    """A picture without a row goes with the next intake."""
+    (store.data / "quarantine" / "0123-0").write_bytes(b"left by a crash")
+    intake_table(store, table, progress=False)
+    assert len(list((store.data / "quarantine").iterdir())) == 2
+
+
+def test_a_release_waits_for_an_intake_and_then_says_so(quarantine: Quarantine, store: CohortStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While an intake holds the cohort nothing is released, and the decision is not in the journal."""
+    monkeypatch.setattr(module, "PATIENCE_SECONDS", 0.3)
+    name = named(quarantine, Code.LABEL_UNKNOWN)
+    with store.intake(), pytest.raises(StateError, match="another intake"):
+        quarantine.release(name, who=WHO, pathology=Pathology.BENIGN)
+    assert journal(store) == []
+
+
+def test_a_lesion_box_follows_the_cut(store: CohortStore) -> None:
+    """Borders that are cut off move the lesion box; one that is blacked out itself keeps the object in."""
+    frame = np.random.default_rng(1).integers(1, 255, (100, 100), dtype=np.uint8)
+    image = NewImage(
+        gray=frame, patient_key="k", pathology=Pathology.BENIGN, box=(0.5, 0.5, 0.7, 0.7), device="", source_key="s", person=None, birads=None
+    )
+
+    def refuse() -> list[NewImage]:
+        raise QuarantineError(Code.NO_SCAN_REGION)
+
+    for number, part in enumerate([(0, 50, 100, 100), (0, 0, 100, 40)]):
+        held = Held(images=(replace(image, source_key=f"s{number}"),))
+        source = Source(key=store.key("object", str(number)), read=refuse, show=lambda held=held: held)
+        take_in(store, [source], total=1, event="test", progress=False)
+        Quarantine(store).mask(source.key[:12], part, who=WHO, keep=True)
+    first, second = Quarantine(store).items()
+    Quarantine(store).release(first.name, who=WHO)
+    ((row, _),) = stored(store)
+    assert row.box == pytest.approx([0.5, 0.0, 0.7, 0.4])
+    with pytest.raises(InputError, match="lesion box"):
+        Quarantine(store).release(second.name, who=WHO)
+
+
+sizes = st.integers(1, 40)
+
+
+@given(rows=sizes, columns=sizes, corners=st.tuples(*[st.integers(-50, 50)] * 4))
+def test_all_around_a_box_leaves_just_the_box(rows: int, columns: int, corners: tuple[int, int, int, int]) -> None:
+    """Whatever is drawn, it is refused or lies in the frame; and blacking out all around it leaves it to the pixel."""
+    try:
+        drawn = box(corners, rows=rows, columns=columns)
+    except InputError:
+        return
+    assert 0 <= drawn.x0 < drawn.x1 <= columns
+    assert 0 <= drawn.y0 < drawn.y1 <= rows
+    assert left_over(around(drawn, rows=rows, columns=columns), rows=rows, columns=columns) == drawn
+
+
+def test_nothing_can_be_left(quarantine: Quarantine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A picture that is black all over is not released, one that keeps too little neither; nor does it take boxes without end."""
+    name = named(quarantine, Code.COLOUR)
+    quarantine.mask(name, (0, 0, COLUMNS, ROWS), who=WHO)
+    with pytest.raises(InputError, match="whole picture"):
+        quarantine.release(name, who=WHO)
+    quarantine.unmask(name, who=WHO)
+    quarantine.mask(name, (200, 100, 210, 110), who=WHO, keep=True)
+    with pytest.raises(InputError, match="smaller than"):
+        quarantine.release(name, who=WHO)
+    monkeypatch.setattr(module, "MOST", 4)
+    with pytest.raises(InputError, match="at most"):
+        quarantine.mask(name, (0, 0, 5, 5), who=WHO)
+
+
+@pytest.mark.parametrize("name", ["", "%", "_" * 12, "0" * 12, "' OR 1=1 --padding"])
+def test_a_name_is_a_whole_name(quarantine: Quarantine, name: str) -> None:
+    """Nothing is found by an empty name, a wildcard or a stranger."""
+    with pytest.raises(StateError):
+        quarantine.item(name)
+
+
+def say(node_toml: Path, *words: str) -> dict[str, object]:
+    done = CliRunner().invoke(app, ["quarantine", *words, "--json", "--config", str(node_toml)], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout)
+
+
+def test_the_commands_do_the_same(quarantine: Quarantine, store: CohortStore, tmp_path: Path) -> None:
+    """list, show, mask, release and delete, as JSON, with the system's user in the journal."""
+    toml = tmp_path / "node.toml"
+    first, second = (row["object"] for row in say(toml, "list"))
+    shown = say(toml, "show", first, "--out", str(tmp_path / "pictures"))
+    assert (shown["code"], shown["ways"]) == ("colour", ["release", "mask", "delete"])
+    assert [file.read_bytes() for file in (tmp_path / "pictures").iterdir()] == [encode_png(pixels(quarantine, first))]
+    text = ",".join(map(str, TEXT))
+    assert say(toml, "mask", first, "--box", text, "--box", "0,0,5,5")["boxes"] == [list(TEXT), [0, 0, 5, 5]]
+    assert say(toml, "mask", first, "--clear", "--box", text)["boxes"] == [list(TEXT)]
+    assert say(toml, "release", first)["added"] == 1
+    assert say(toml, "delete", second, "--yes") == {"object": second, "deleted": True}
+    assert say(toml, "list") == []
+    assert {detail["who"].endswith("(command line)") for _, detail in journal(store)} == {True}
+
+
+def test_a_command_asks_before_it_deletes(quarantine: Quarantine, tmp_path: Path) -> None:
+    """Without --yes and without an answer nothing is deleted; a box that is none is refused by name."""
+    toml, name = str(tmp_path / "node.toml"), named(quarantine, Code.COLOUR)
+    asked = CliRunner().invoke(app, ["quarantine", "delete", name, "--config", toml], input="n\n")
+    assert isinstance(asked.exception, StateError)
+    wrong = CliRunner().invoke(app, ["quarantine", "mask", name, "--box", "a,b", "--config", toml])
+    assert isinstance(wrong.exception, InputError)
+    assert quarantine.item(name).masks == ()

@@ -1,0 +1,201 @@
+"""Files at rest: what opens, what does not, and where the key comes from."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import keyring
+import pytest
+from keyring.backend import KeyringBackend
+from keyring.errors import PasswordDeleteError
+
+from busgen_client.storage import MAGIC, OVERHEAD, StorageSettings, Vault, create_once
+from busgen_core.errors import BusgenError, ConfigError, SealError, StorageKeyError
+
+CONTENT = b"a scan of somebody"
+
+
+@pytest.fixture
+def vault(tmp_path: Path) -> Vault:
+    return Vault(tmp_path, StorageSettings())
+
+
+def with_passphrase(folder: Path, text: str) -> StorageSettings:
+    file = folder / f"{text}.txt"
+    file.write_text(text + "\n")
+    return StorageSettings(key="passphrase", passphrase_file=file)
+
+
+class Memory(KeyringBackend):
+    """A key store that forgets with the process."""
+
+    priority = 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held: dict[tuple[str, str], str] = {}
+
+    def get_password(self, service: str, username: str) -> str | None:
+        return self.held.get((service, username))
+
+    def set_password(self, service: str, username: str, password: str) -> None:
+        self.held[service, username] = password
+
+    def delete_password(self, service: str, username: str) -> None:
+        if self.held.pop((service, username), None) is None:
+            raise PasswordDeleteError
+
+
+@pytest.fixture
+def key_store() -> Iterator[Memory]:
+    before, memory = keyring.get_keyring(), Memory()
+    keyring.set_keyring(memory)
+    yield memory
+    keyring.set_keyring(before)
+
+
+def test_what_was_sealed_opens_in_its_place(vault: Vault) -> None:
+    """The content comes back; it is not in the sealed bytes; sealing twice gives other bytes, and adds what it says."""
+    sealed, again = (vault.seal(CONTENT, role="image", name="a") for _ in range(2))
+    assert vault.open(sealed, role="image", name="a") == CONTENT
+    assert CONTENT not in sealed
+    assert sealed != again
+    assert len(sealed) == len(CONTENT) + OVERHEAD
+
+
+def test_every_flipped_bit_is_refused(vault: Vault) -> None:
+    """No sealed file with one bit changed opens; all bits are tried."""
+    sealed = vault.seal(b"x", role="image", name="a")
+    for bit in range(8 * len(sealed)):
+        changed = bytearray(sealed)
+        changed[bit // 8] ^= 1 << bit % 8
+        with pytest.raises((SealError, StorageKeyError)):
+            vault.open(bytes(changed), role="image", name="a")
+
+
+def test_every_cut_is_refused(vault: Vault) -> None:
+    """No beginning of a sealed file opens."""
+    sealed = vault.seal(CONTENT, role="image", name="a")
+    for length in range(len(sealed)):
+        with pytest.raises(SealError):
+            vault.open(sealed[:length], role="image", name="a")
+
+
+@pytest.mark.parametrize("place", [("image", "b"), ("spool", "a"), ("imagea", ""), ("", "imagea")])
+def test_a_swapped_file_is_refused(vault: Vault, place: tuple[str, str]) -> None:
+    """A file sealed for one role and name opens for no other, also where both run together the same."""
+    with pytest.raises(SealError):
+        vault.open(vault.seal(CONTENT, role="image", name="a"), role=place[0], name=place[1])
+
+
+def test_another_process_opens_it(tmp_path: Path, vault: Vault) -> None:
+    """The key outlives the vault; its file is for the owner only, and neither it nor storage.json holds the data key in clear."""
+    vault.write(tmp_path / "f", CONTENT, role="r")
+    assert Vault(tmp_path, StorageSettings()).read(tmp_path / "f", role="r") == CONTENT
+    key_file = tmp_path / "keys" / "storage.key"
+    assert key_file.stat().st_mode & 0o777 == 0o600
+    key = next(iter(vault._keys.values()))
+    assert key_file.read_bytes().hex() not in (tmp_path / "storage.json").read_text()
+    assert key is not None
+
+
+KEYS = {"missing": None, "short": b"x", "another": b"y" * 32, "readable by all": 0o644}
+
+
+@pytest.mark.parametrize("key", KEYS.values(), ids=KEYS)
+def test_a_wrong_key_is_refused_and_nothing_overwritten(tmp_path: Path, vault: Vault, key: bytes | int | None) -> None:
+    """Reading and writing end in the named error; file, key and storage.json stay as they are."""
+    vault.write(tmp_path / "f", CONTENT, role="r")
+    file = tmp_path / "keys" / "storage.key"
+    if isinstance(key, int):
+        file.chmod(key)
+    else:
+        file.unlink()
+        if key is not None:
+            create_once(file, key)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for ask in (lambda v: v.read(tmp_path / "f", role="r"), lambda v: v.write(tmp_path / "f", b"new", role="r"), Vault.check, Vault.rotate):
+        with pytest.raises(StorageKeyError):
+            ask(Vault(tmp_path, StorageSettings()))
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_passphrase_opens_and_another_does_not(tmp_path: Path) -> None:
+    """The same words open, other words are refused by name, and the words are nowhere in the data folder."""
+    right, wrong = with_passphrase(tmp_path, "correct horse"), with_passphrase(tmp_path, "battery staple")
+    Vault(tmp_path / "data", right).write(tmp_path / "data" / "f", CONTENT, role="r")
+    assert Vault(tmp_path / "data", right).read(tmp_path / "data" / "f", role="r") == CONTENT
+    with pytest.raises(StorageKeyError):
+        Vault(tmp_path / "data", wrong).read(tmp_path / "data" / "f", role="r")
+    assert not any(b"horse" in path.read_bytes() for path in (tmp_path / "data").rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("content", [None, "", "\n"])
+def test_no_passphrase_is_refused(tmp_path: Path, content: str | None) -> None:
+    """A passphrase file that is missing or empty is refused before a key is made."""
+    file = tmp_path / "p"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(StorageKeyError):
+        Vault(tmp_path / "data", StorageSettings(key="passphrase", passphrase_file=file)).seal(b"", role="r", name="n")
+    assert not (tmp_path / "data").exists()
+
+
+def test_the_systems_key_store_holds_the_key(tmp_path: Path, key_store: Memory) -> None:
+    """The key is made once in the key store, two nodes have two keys, and without it nothing opens."""
+    settings = StorageSettings(key="keyring")
+    for node in ("a", "b"):
+        Vault(tmp_path / node, settings).write(tmp_path / node / "f", CONTENT, role="r")
+        assert Vault(tmp_path / node, settings).read(tmp_path / node / "f", role="r") == CONTENT
+    assert len(key_store.held) == 2
+    key_store.held.clear()
+    with pytest.raises(StorageKeyError, match="restore"):
+        Vault(tmp_path / "a", settings).read(tmp_path / "a" / "f", role="r")
+    assert not key_store.held
+
+
+def test_a_new_data_key_leaves_old_files_readable(tmp_path: Path, vault: Vault) -> None:
+    """After a rotation old files open and are not current; a key that is needed is kept, one that is not is dropped."""
+    vault.write(tmp_path / "f", CONTENT, role="r")
+    vault.rotate()
+    fresh = Vault(tmp_path, StorageSettings())
+    assert fresh.read(tmp_path / "f", role="r") == CONTENT
+    assert not fresh.is_current((tmp_path / "f").read_bytes())
+    assert fresh.forget_unused(tmp_path) == 0
+    fresh.write(tmp_path / "f", CONTENT, role="r")
+    assert fresh.forget_unused(tmp_path) == 1
+    assert Vault(tmp_path, StorageSettings()).read(tmp_path / "f", role="r") == CONTENT
+
+
+def test_a_site_may_seal_nothing_and_still_reads_no_sealed_file_unasked(tmp_path: Path, vault: Vault) -> None:
+    """With key = none files are written as they are and no key is made; a sealed file is refused by name."""
+    plain = Vault(tmp_path / "plain", StorageSettings(key="none"))
+    plain.write(tmp_path / "plain" / "f", CONTENT, role="r")
+    assert [path.name for path in (tmp_path / "plain").iterdir()] == ["f"]
+    assert plain.read(tmp_path / "plain" / "f", role="r") == CONTENT
+    vault.write(tmp_path / "f", CONTENT, role="r")
+    with pytest.raises(StorageKeyError):
+        Vault(tmp_path, StorageSettings(key="none")).read(tmp_path / "f", role="r")
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"not json"])
+def test_a_damaged_list_of_keys_is_refused(tmp_path: Path, vault: Vault, content: bytes) -> None:
+    """storage.json that does not parse is named, and is not replaced."""
+    vault.check()
+    (tmp_path / "storage.json").write_bytes(content)
+    with pytest.raises(StorageKeyError, match=r"storage\.json"):
+        Vault(tmp_path, StorageSettings()).seal(b"", role="r", name="n")
+    assert (tmp_path / "storage.json").read_bytes() == content
+
+
+def test_settings_that_do_not_fit_together_are_refused() -> None:
+    """A passphrase file without key = passphrase, and the other way round, is a mistake."""
+    for wrong in ({"key": "passphrase"}, {"passphrase_file": "p"}):
+        with pytest.raises(ValueError, match="belongs"):
+            StorageSettings.model_validate(wrong)
+
+
+def test_errors_are_ours() -> None:
+    """Codes are stable: people search for them."""
+    assert (StorageKeyError.code, SealError.code, ConfigError.code) == ("storage-key", "seal-broken", "config-invalid")
+    assert issubclass(StorageKeyError, BusgenError)
+    assert len(MAGIC) == 14

@@ -38,7 +38,7 @@ def overlays(gray: Gray, chroma: Gray | None = None) -> Mask:
     """
     sharp = steps(gray)
     least = max(STEP, TAIL * float(np.percentile(sharp, 98)))
-    drawn = _strokes(gray, sharp, least) | _bars(gray, sharp, least)
+    drawn = _strokes(gray, sharp, least) | _bars(gray, sharp)
     if chroma is not None:
         drawn |= chroma > CHROMA
     closed = cv2.morphologyEx(drawn.astype(np.uint8), cv2.MORPH_CLOSE, np.ones((BETWEEN_PX, BETWEEN_PX), np.uint8))
@@ -90,12 +90,12 @@ def _grown(seeds: Mask, parts: Mask, *, least: int = SEEDS) -> Mask:
     return np.asarray(enough[labels], bool)
 
 
-def _bars(gray: Gray, sharp: Gray, least: float) -> Mask:
+def _bars(gray: Gray, sharp: Gray) -> Mask:
     """Blocks of lit pixels that equal their left neighbour, with a sharp edge: gray bars, and the paper that dark letters stand on."""
     same = np.zeros(gray.shape, np.uint8)
     same[:, 1:] = (cv2.absdiff(gray[:, 1:], gray[:, :-1]) <= 1) & (gray[:, 1:] >= BAR)
     same[:, 0] = same[:, 1]
     blocks = cv2.morphologyEx(same, cv2.MORPH_OPEN, np.ones(FLAT_PX, np.uint8))
     near = cv2.dilate(blocks, np.ones((1, 5), np.uint8))
-    edges = (near > 0) & (sharp >= least)
+    edges = (near > 0) & (sharp >= STEP)
     return _grown(edges, near > 0, least=FLAT_PX[0] // 2) & (blocks > 0)

@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -122,8 +122,13 @@ class Spool:
 
     def has(self, sop_uid: str, *, held: bool = True) -> bool:
         """Whether an object is here, waiting for its turn or, with ``held``, for a person, or decided by one."""
-        here = any(self._folder.glob(f"{self._stem(sop_uid)}-*.{'*' if held else 'dcm'}"))
-        return here or (held and HeldStore(self._store).knows(self._store.object_key(sop_uid)))
+        return not self.absent([sop_uid], held=held)
+
+    def absent(self, sop_uids: Iterable[str], *, held: bool = True) -> list[str]:
+        """Those of which ``has`` is false; one look at the folder for all of them."""
+        stems = {path.name.partition("-")[0] for path, _ in self._files() if held or path.suffix == ".dcm"}
+        left = [uid for uid in sop_uids if self._stem(uid) not in stems]
+        return [uid for uid in left if not HeldStore(self._store).knows(self._store.object_key(uid))] if held else left
 
     def discard(self, source_key: str) -> None:
         """Delete an object that a person has decided on, by the key under which it waited."""

@@ -231,7 +231,7 @@ def rows_of(store: CohortStore) -> int:
     return len(members) + len(store.ids("holdout"))
 
 
-def until(look: Callable[[], object], seconds: float = 30.0) -> None:
+def until(look: Callable[[], object], seconds: float = 120.0) -> None:
     end = time.monotonic() + seconds
     while not look():
         assert time.monotonic() < end, "it did not happen"

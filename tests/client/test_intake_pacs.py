@@ -144,9 +144,10 @@ def running(node: NodeSettings, store: CohortStore, pacs: PacsSettings) -> Itera
             yield result
         finally:
             stop.set()
+            result.result()
 
 
-def until(look: Callable[[], object], seconds: float = 30.0) -> None:
+def until(look: Callable[[], object], seconds: float = 120.0) -> None:
     end = time.monotonic() + seconds
     while not look():
         assert time.monotonic() < end, "it did not happen"

@@ -208,7 +208,7 @@ def partials(node: NodeSettings) -> list[Path]:
     return list((node.data / "spool").glob("partial-*/*"))
 
 
-def until(look: Callable[[], object], seconds: float = 20.0) -> list[Path]:
+def until(look: Callable[[], object], seconds: float = 120.0) -> list[Path]:
     """What ``look`` finds, once it finds anything."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:

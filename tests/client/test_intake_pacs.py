@@ -3,7 +3,6 @@
 import gc
 import json
 import logging
-import socket
 import threading
 import time
 import warnings
@@ -141,16 +140,11 @@ def running(node: NodeSettings, store: CohortStore, pacs: PacsSettings) -> Itera
     with ThreadPoolExecutor(1) as pool:
         result = pool.submit(receiver.receive, store, node.data, pacs, progress=False, stop=stop)
         try:
-            until(lambda: result.done() or listening(pacs.port))
+            until(lambda: (node.data / "receiver.lock").exists() and any((node.data / "spool").glob("partial-*")))
             yield result
         finally:
             stop.set()
             result.result()
-
-
-def listening(port: int) -> bool:
-    with socket.socket() as sock:
-        return sock.connect_ex(("127.0.0.1", port)) == 0
 
 
 def until(look: Callable[[], object], seconds: float = 120.0) -> None:

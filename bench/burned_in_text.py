@@ -5,6 +5,7 @@ masked if at least nine tenths of the pixels that it is drawn with are.
 """
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -29,7 +30,9 @@ from busgen_privacy.ocr import find_text
 COUNT = int(os.environ.get("BUSGEN_BENCH_COUNT", "1000"))
 PEER_COUNT = max(20, COUNT // 20)
 SEED = 1_000_000  # development used seeds below 200,000
+PACKAGES = "tesseract-ocr fonts-liberation fonts-roboto-unhinted fonts-open-sans fonts-freefont-ttf"
 COVERED = 0.9
+RESAMPLES = 2000
 PEERS = ROOT / "bench" / "work" / "burned_in_text"
 PADDING_PX = 2  # around the boxes of an engine alone
 PARTS = ((6, 8), (9, 12), (13, 18), (19, 24))  # px
@@ -131,11 +134,13 @@ class Tally:
     def __init__(self) -> None:
         self.seen, self.hit, self.seconds, self.scans, self.waiting = Counter[str](), Counter[str](), 0.0, 0, 0
         self.missed: Counter[Line] = Counter()
+        self.each: list[tuple[int, int]] = []  # characters masked and seen, by scan
 
     def add(self, sample: Sample, mask: NDArray[np.bool_], seconds: float) -> None:
         """Count one scan."""
         self.seconds, self.scans = self.seconds + seconds, self.scans + 1
         self.waiting += bool(mask.mean() > MOST)
+        self.each.append((sum(is_masked(letter, mask) for letter in sample.letters), len(sample.letters)))
         for letter in sample.letters:
             line, good = sample.lines[letter.line], is_masked(letter, mask)
             for group in ("", *groups(line, sample)):
@@ -160,9 +165,9 @@ def run(maskers: Mapping[str, Masker], count: int) -> dict[str, Tally]:
     tallies = {name: Tally() for name in maskers}
     for sample in tqdm(samples(count, SEED), total=count, desc="scans with text", unit="scan", mininterval=20):
         for name, masker in maskers.items():
-            began = time.process_time() if name.startswith("intake") else time.perf_counter()  # Tesseract runs in a process of its own
+            began = time.process_time() if name == "intake" else time.perf_counter()  # Tesseract runs in a process of its own
             mask = masker(sample)
-            now = time.process_time() if name.startswith("intake") else time.perf_counter()
+            now = time.process_time() if name == "intake" else time.perf_counter()
             tallies[name].add(sample, mask, now - began)
     return tallies
 
@@ -180,12 +185,13 @@ def measure() -> Iterator[dict[str, object]]:
     """Every row."""
     find(resize_gray(np.eye(64, dtype=np.uint8) * 200, size=64))  # models
     whole = run({"intake": ours}, COUNT)["intake"]
-    low, high = wilson(whole.hit[""], whole.seen[""])
+    low, high = interval(whole.each)
     peers: dict[str, Masker] = {
         "intake": ours,
         "sharp overlays alone": overlays_alone,
         "rapidocr alone": rapidocr_alone,
         "Tesseract alone": tesseract_alone,
+        "intake with Tesseract beside it": lambda sample: ours(sample) | tesseract_alone(sample),
         "presidio-image-redactor 0.0.62": presidio(),
     }
     beside, loss = run(peers, PEER_COUNT), lost({"intake": ours}, COUNT // 5)["intake"]
@@ -224,15 +230,18 @@ def peer_rows(beside: Mapping[str, Tally], loss: Mapping[str, Mapping[str, Seque
         yield row(f"{name}: scan area lost without text, mean of {len(every)}", float(np.mean(every)), "%")
 
 
-def wilson(hit: int, seen: int) -> tuple[float, float]:
-    """95 % interval of a share, in percent; characters of one line miss together, so it is narrower than the truth."""
-    z, p = 1.96, hit / seen
-    middle, half = p + z * z / (2 * seen), z * np.sqrt(p * (1 - p) / seen + z * z / (4 * seen * seen))
-    return 100 * (middle - half) / (1 + z * z / seen), 100 * (middle + half) / (1 + z * z / seen)
+def interval(each: Sequence[tuple[int, int]]) -> tuple[float, float]:
+    """95 % bootstrap interval of a share in percent, by scan, since characters of one line are missed together."""
+    counts = np.array(each)
+    drawn = counts[np.random.default_rng(0).integers(0, len(counts), (RESAMPLES, len(counts)))].sum(axis=1)
+    low, high = np.quantile(100 * drawn[:, 0] / drawn[:, 1], [0.025, 0.975])
+    return float(low), float(high)
 
 
 def main() -> None:
     """Measure and write bench/results/burned_in_text.json."""
+    if shutil.which("tesseract") is None or "DejaVu" in " ".join(fonts()):
+        sys.exit(f"Tesseract and five fonts are needed: sudo apt-get install {PACKAGES}")
     install_peers()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

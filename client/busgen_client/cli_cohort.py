@@ -60,7 +60,9 @@ def encrypt(
     config: Config = NODE_TOML,
     as_json: AsJson = False,
 ) -> None:
-    """Seal images that are from before sealing was switched on. Stopped half-way, the same command (without --rotate) goes on from there.
+    """Seal images, and pictures and objects that wait, from before sealing was switched on.
+
+    Stopped half-way, the same command (without --rotate) goes on from there. Other processes of the node may run meanwhile, except intake.
 
     Exit status: 0 all are sealed, 1 refused or invalid, 2 wrong usage.
     """
@@ -68,7 +70,7 @@ def encrypt(
 
     settings = load_settings(config)
     done = seal(open_cohort(settings), settings.data, rotate=rotate, progress=not as_json)
-    typer.echo(json.dumps({"sealed": done}) if as_json else f"{done} images sealed")
+    typer.echo(json.dumps({"sealed": done}) if as_json else f"{done} files sealed")
 
 
 @cohort_app.command("card")

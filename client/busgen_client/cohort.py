@@ -375,6 +375,12 @@ class CohortStore:
             session.merge(row)
             session.commit()
 
+    def holds(self, source_key: str, patient_key: str, role: Role | None) -> bool:
+        """Whether this very image is in the cohort, with this patient and, unless None, in this role."""
+        same = [ImageRow.source_key == source_key, ImageRow.patient_key == patient_key, *([ImageRow.role == role] if role else [])]
+        with _storage(), Session(self._engine) as session:
+            return session.scalar(select(ImageRow.image_id).where(*same)) is not None
+
     def lift(self, source_key: str) -> None:
         """End the waiting of an object that need not wait any more."""
         with _storage(), Session(self._engine) as session:

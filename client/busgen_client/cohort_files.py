@@ -1,15 +1,25 @@
-"""The cohort's files against its rows: verify that every image is there and whole, and seal those that are not sealed yet."""
+"""The node's stored pictures against their rows: verify that every one is there and whole, and seal those that are not sealed yet.
+
+That is images of the cohort, pictures that wait in quarantine, and objects in the spool.
+"""
 
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import chain
 from pathlib import Path
 
+from sqlalchemy import select
+from sqlalchemy.orm import Session
 from tqdm import tqdm
 
 from busgen_client.cohort import SEALED, CohortStore
-from busgen_core.errors import ConfigError, CorruptImageError
+from busgen_client.held import ROLE as QUARANTINE
+from busgen_client.intake.dicom import SPOOL
+from busgen_client.quarantine_rows import HeldRow
+from busgen_client.storage import MAGIC
+from busgen_core.errors import ConfigError, CorruptImageError, SealError
 
 
 class Problem(StrEnum):
@@ -29,7 +39,8 @@ class CohortState:
     Attributes:
         images: Rows.
         sealed: Images whose file is sealed.
-        found: ``(problem, what)``: an image's id, or a file's name; for a patient the first twelve digits of the key.
+        found: ``(problem, what)``: an image's id, or a file's name (those of quarantine and spool with their folder); for a patient the first
+            twelve digits of the key.
     """
 
     images: int
@@ -55,7 +66,7 @@ def verify(store: CohortStore, *, progress: bool = True) -> CohortState:
     """
     with store.still():
         rows = store.rows()
-        found = [*_of_files(store, progress=progress), *_of_roles(store)]
+        found = [*_of_files(store, progress=progress), *_of_waiting(store), *_of_roles(store)]
         return CohortState(images=len(rows), sealed=sum(row.file.endswith(SEALED) for row in rows), found=tuple(found))
 
 
@@ -75,6 +86,45 @@ def _of_files(store: CohortStore, *, progress: bool) -> Iterator[tuple[Problem, 
         yield Problem.ORPHAN, name
 
 
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """A file in quarantine or spool, and what it is sealed for."""
+
+    path: Path
+    role: str
+    sealed_name: str
+
+    @property
+    def shown(self) -> str:
+        return f"{self.path.parent.name}/{self.path.name}"
+
+
+def _waiting(store: CohortStore) -> list[_Waiting]:
+    pictures = [_Waiting(path, QUARANTINE, path.name) for path in sorted((store.data / "quarantine").glob("*-*"))]
+    objects = [path for path in sorted((store.data / "spool").glob("*")) if path.suffix in (".dcm", ".held")]
+    return pictures + [_Waiting(path, SPOOL, path.stem) for path in objects]
+
+
+def _of_waiting(store: CohortStore) -> Iterator[tuple[Problem, str]]:
+    with Session(store.engine) as session:
+        expected = {f"{row.token}-{number}" for row in session.scalars(select(HeldRow)) for number in range(len(row.images))}
+    files = _waiting(store)
+    for file in files:
+        try:
+            stored = file.path.read_bytes()
+            store.vault.read(file.path, role=file.role, name=file.sealed_name)
+        except FileNotFoundError:  # decided on meanwhile
+            continue
+        except SealError:
+            yield Problem.DAMAGED, file.shown
+            continue
+        if store.vault.seals and not stored.startswith(MAGIC):
+            yield Problem.UNSEALED, file.shown
+    pictures = {file.path.name for file in files if file.role == QUARANTINE}
+    yield from ((Problem.MISSING, f"quarantine/{name}") for name in sorted(expected - pictures))
+    yield from ((Problem.ORPHAN, f"quarantine/{name}") for name in sorted(pictures - expected))
+
+
 def _of_roles(store: CohortStore) -> Iterator[tuple[Problem, str]]:
     people, lines = store.split()
     noted = {line["patient"]: line["role"] for line in reversed(lines)}  # the first line counts: a role is fixed once
@@ -88,7 +138,10 @@ def _of_roles(store: CohortStore) -> Iterator[tuple[Problem, str]]:
 
 
 def encrypt(store: CohortStore, data: Path, *, rotate: bool = False, progress: bool = True) -> int:
-    """Seal every image that is not sealed under the newest key. Stopped half-way, the same call goes on from there; how many it sealed.
+    """Seal every image, and all that waits, that is not sealed under the newest key. Stopped half-way, the same call goes on from there.
+
+    Returns:
+        How many files it sealed.
 
     Args:
         store: The node's cohort.
@@ -101,7 +154,7 @@ def encrypt(store: CohortStore, data: Path, *, rotate: bool = False, progress: b
         StateError: an intake is running.
         StorageKeyError: the key is missing or another.
         StorageFullError: no room; what was sealed stays so.
-        CorruptImageError: a file is not what was stored; it is left as it is.
+        CorruptImageError, SealError: a file is not what was stored; it is left as it is, and so is the old key. ``verify`` names it.
 
     Not promised: a file system or a solid-state disk may keep the bytes of deleted files for long.
     """
@@ -111,7 +164,10 @@ def encrypt(store: CohortStore, data: Path, *, rotate: bool = False, progress: b
         store.vault.check()
         if rotate:
             store.vault.rotate()
-        done = sum(store.reseal(row) for row in tqdm(store.rows(), desc="encrypt", unit="image", disable=not progress))
+        rows, files = store.rows(), _waiting(store)
+        images = (store.reseal(row) for row in rows)
+        others = (store.vault.reseal(file.path, role=file.role, name=file.sealed_name) for file in files)
+        done = sum(tqdm(chain(images, others), total=len(rows) + len(files), desc="encrypt", unit="file", disable=not progress))
         store.vault.forget_unused(data)
-        store.note("storage.encrypted", {"images": done, "rotated": rotate})
+        store.note("storage.encrypted", {"files": done, "rotated": rotate})
     return done

@@ -9,11 +9,12 @@ sealed; a wrong or missing key is refused before anything is written. Not hidden
 """
 
 import base64
+import fcntl
 import os
 import secrets
 import uuid
-from contextlib import suppress
-from functools import cached_property
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal, Self
 
@@ -30,7 +31,7 @@ KEY_BYTES, ID_BYTES, NONCE_BYTES, TAG_BYTES = 32, 8, 12, 16  # AES-256-GCM; NIST
 OVERHEAD = len(MAGIC) + ID_BYTES + NONCE_BYTES + TAG_BYTES  # bytes that sealing adds
 PASSES, LANES, MEMORY_KIB = 3, 4, 64 * 1024  # Argon2id, the second recommended option of RFC 9106, section 4
 SERVICE = "busgen-node"  # under which the system's key store knows our keys
-KEYRING_FILE = "storage.json"
+KEYRING_FILE, LOCK_FILE = "storage.json", "storage.lock"
 
 
 class StorageSettings(BaseModel):
@@ -94,7 +95,9 @@ class Vault:
     """
 
     def __init__(self, data: Path, settings: StorageSettings) -> None:
-        self._file, self._settings = data / KEYRING_FILE, settings
+        self._data, self._file, self._settings = data, data / KEYRING_FILE, settings
+        self._read: tuple[tuple[int, int], _KeyRing, dict[bytes, AESGCM]] | None = None
+        self._known: bytes | None = None
         self._key_file = settings.key_file or data / "keys" / "storage.key"
 
     @property
@@ -137,7 +140,24 @@ class Vault:
         Raises:
             StorageFullError: no room; what was there before still is.
         """
-        write_durably(path, self.seal(content, role=role, name=path.name))
+        with self.sealing():
+            write_durably(path, self.seal(content, role=role, name=path.name))
+
+    @contextmanager
+    def sealing(self) -> Iterator[None]:
+        """From ``seal`` until its file has its name: no data key is dropped meanwhile, in any process (``forget_unused``)."""
+        if not self.seals:
+            yield
+            return
+        with self._locked(fcntl.LOCK_SH):
+            yield
+
+    @contextmanager
+    def _locked(self, how: int) -> Iterator[None]:
+        self._data.mkdir(parents=True, exist_ok=True)
+        with (self._data / LOCK_FILE).open("a") as lock:
+            fcntl.flock(lock, how)
+            yield
 
     def read(self, path: Path, *, role: str, name: str = "") -> bytes:
         """What ``write`` wrote; a file from before sealing was switched on is read as it is.
@@ -158,6 +178,24 @@ class Vault:
         """Whether a stored file is as it would be written now: sealed under the newest key."""
         return stored[: len(MAGIC) + ID_BYTES] == MAGIC + self._current if self.seals else not stored.startswith(MAGIC)
 
+    def reseal(self, path: Path, *, role: str, name: str = "") -> bool:
+        """Seal a file as it would be sealed now; False if it is so already, or gone. The new one takes its place in one step, and keeps its time.
+
+        Raises:
+            SealError, StorageKeyError: it does not open; it is left as it is.
+        """
+        with self.sealing():
+            try:
+                state, stored = path.stat(), path.read_bytes()
+            except FileNotFoundError:
+                return False
+            if self.is_current(stored):
+                return False
+            content = self.open(stored, role=role, name=name or path.name) if stored.startswith(MAGIC) else stored
+            write_durably(path, self.seal(content, role=role, name=name or path.name))
+            os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+            return True
+
     def check(self) -> None:
         """Return only if the site's key opens the data keys; makes both at first use."""
         if self.seals or self._file.exists():
@@ -171,47 +209,69 @@ class Vault:
 
     def forget_unused(self, data: Path) -> int:
         """Drop the data keys under which no file below ``data`` is sealed, and not the newest; how many."""
-        used = {_head(path) for path in data.rglob("*") if path.is_file()}
-        keys = [key for key in self._ring.keys[:-1] if MAGIC + bytes.fromhex(key.id) in used] + self._ring.keys[-1:]
-        dropped = len(self._ring.keys) - len(keys)
-        if dropped:
-            self._save(self._ring.model_copy(update={"keys": keys}))
-        return dropped
+        with self._locked(fcntl.LOCK_EX):
+            used = _heads(data)
+            keys = [key for key in self._ring.keys[:-1] if MAGIC + bytes.fromhex(key.id) in used] + self._ring.keys[-1:]
+            dropped = len(self._ring.keys) - len(keys)
+            if dropped:
+                self._save(self._ring.model_copy(update={"keys": keys}))
+            return dropped
 
     def _save(self, ring: _KeyRing) -> None:
         write_durably(self._file, ring.model_dump_json(indent=1).encode())
-        for name in ("_ring", "_keys"):
-            self.__dict__.pop(name, None)
 
     @property
     def _current(self) -> bytes:
         return bytes.fromhex(self._ring.keys[-1].id)
 
-    @cached_property
+    @property
     def _keys(self) -> dict[bytes, AESGCM]:
-        return {bytes.fromhex(key.id): AESGCM(_unwrapped(key, self._site_key)) for key in self._ring.keys}
+        return self._now()[1]
 
-    @cached_property
+    @property
     def _ring(self) -> _KeyRing:
+        return self._now()[0]
+
+    def _now(self) -> tuple[_KeyRing, dict[bytes, AESGCM]]:
+        """``storage.json`` as it is now: another process may have put a new data key into it."""
         if not self._file.exists():
             if not self.seals:
                 raise StorageKeyError("a stored file is sealed, and storage.key in node.toml says none; say there where the key is")
             self._begin()
+        state = self._file.stat()
+        version = (state.st_ino, state.st_mtime_ns)
+        if self._read is None or self._read[0] != version:
+            ring = self._parsed()
+            self._read = version, ring, {bytes.fromhex(key.id): AESGCM(_unwrapped(key, self._key_for(ring))) for key in ring.keys}
+        return self._read[1], self._read[2]
+
+    def _parsed(self) -> _KeyRing:
         try:
             return _KeyRing.model_validate_json(self._file.read_bytes())
         except (OSError, ValidationError):
             raise StorageKeyError("storage.json cannot be read; restore it from the backup, nothing opens without it") from None
 
     def _begin(self) -> None:
-        """Make the first keys; where two processes begin at once, one of them wins and both read the same."""
+        """Make the first keys; where two processes begin at once, one of them wins and both read the same.
+
+        Never beside files that were sealed with others.
+        """
+        if any(head.startswith(MAGIC) for head in _heads(self._data)):
+            raise StorageKeyError("storage.json is missing, and stored files are sealed; restore it from the backup, nothing opens without it")
         ring = _KeyRing(name=secrets.token_hex(8), salt=os.urandom(16).hex(), keys=[])
         key = self._read_site_key(ring, create=True)
         ring.keys.append(_wrapped(os.urandom(KEY_BYTES), key))
         create_once(self._file, ring.model_dump_json(indent=1).encode())
 
-    @cached_property
+    @property
     def _site_key(self) -> bytes:
-        return self._read_site_key(self._ring, create=False)
+        return self._key_for(self._ring)
+
+    def _key_for(self, ring: _KeyRing) -> bytes:
+        """The site's key, read once: a passphrase is stretched for long."""
+        if self._known is None:
+            self._known = self._read_site_key(ring, create=False)
+        return self._known
 
     def _read_site_key(self, ring: _KeyRing, *, create: bool) -> bytes:
         match self._settings.key:
@@ -224,11 +284,16 @@ class Vault:
         raise StorageKeyError("a stored file is sealed, and storage.key in node.toml says none; say there where the key is")
 
 
+def _heads(data: Path) -> set[bytes]:
+    """How the files below a folder begin, links followed."""
+    return {_head(Path(folder) / name) for folder, _, names in os.walk(data, followlinks=True) for name in names}
+
+
 def _head(path: Path) -> bytes:
     try:
         with path.open("rb") as stream:
             return stream.read(len(MAGIC) + ID_BYTES)
-    except FileNotFoundError:
+    except OSError:  # gone meanwhile, a socket, a link that leads nowhere
         return b""
 
 

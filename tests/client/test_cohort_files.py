@@ -18,6 +18,9 @@ from busgen_client.cli import app
 from busgen_client.cohort import CohortStore, ImageRow, JournalRow, NewImage, PatientRow, open_cohort
 from busgen_client.cohort_files import Problem, encrypt, verify
 from busgen_client.database import open_store
+from busgen_client.held import Held, HeldStore
+from busgen_client.intake.spool import Spool
+from busgen_client.quarantine_rows import HeldRow
 from busgen_client.storage import MAGIC, StorageSettings, Vault
 from busgen_core.errors import ConfigError, CorruptImageError, StateError, StorageFullError, StorageKeyError
 from busgen_core.labels import Pathology
@@ -185,6 +188,9 @@ from pathlib import Path
 from busgen_client.cohort import CohortStore
 from busgen_client.cohort_files import encrypt
 from busgen_client.database import open_store
+from busgen_client.held import Held, HeldStore
+from busgen_client.intake.spool import Spool
+from busgen_client.quarantine_rows import HeldRow
 from busgen_client.storage import StorageSettings, Vault
 import busgen_client.cohort as cohort
 
@@ -225,6 +231,46 @@ def test_a_new_data_key_reaches_every_image(engine: Engine, tmp_path: Path) -> N
     assert heads.isdisjoint(content[:22] for content in contents(tmp_path).values())
     assert len(json.loads((tmp_path / "storage.json").read_text())["keys"]) == 1
     assert verify(sealed(engine, tmp_path), progress=False).found == ()
+
+
+def waiting(store: CohortStore) -> HeldRow:
+    """A picture in quarantine and an object in the spool."""
+    gray = np.random.default_rng(5).integers(0, 255, (48, 80), np.uint8)
+    key = store.patient_key("waits")
+    image = NewImage(gray=gray, patient_key=key, pathology=Pathology.BENIGN, box=None, device="", source_key="w")
+    store.quarantine("w", code="device-unknown", reason="")
+    HeldStore(store).put("w", Held(images=(image,)))
+    spool = Spool(store, store.data)
+    with spool.receiving():
+        spool.put(b"an object", "2.25.1")
+    row = HeldStore(store).get("w")
+    assert row is not None
+    return row
+
+
+def test_a_new_data_key_reaches_what_waits(engine: Engine, tmp_path: Path) -> None:
+    """Pictures in quarantine and objects in the spool are sealed anew with the images, open afterwards, and the old key is gone."""
+    store = sealed(engine, tmp_path)
+    fill(store, 2)
+    row = waiting(store)
+    picture, (file,) = HeldStore(store).frame(row, 0), (tmp_path / "spool").glob("*.dcm")
+    assert encrypt(sealed(engine, tmp_path), tmp_path, rotate=True, progress=False) == 4
+    assert len(json.loads((tmp_path / "storage.json").read_text())["keys"]) == 1
+    assert np.array_equal(HeldStore(store).frame(row, 0), picture)  # a console that runs on
+    assert sealed(engine, tmp_path).vault.read(file, role="spool", name=file.stem) == b"an object"
+    assert verify(store, progress=False).found == ()
+
+
+def test_what_waits_is_looked_at_too(engine: Engine, tmp_path: Path) -> None:
+    """Damaged, missing, orphan and unsealed files of quarantine and spool are named."""
+    store = sealed(engine, tmp_path)
+    row = waiting(store)
+    (file,) = (tmp_path / "spool").glob("*.dcm")
+    (tmp_path / "spool" / "plain-1.held").write_bytes(b"from before")
+    file.write_bytes(file.read_bytes()[:-1])
+    (tmp_path / "quarantine" / f"{row.token}-0").rename(tmp_path / "quarantine" / "other-0")
+    expected = {("missing", f"quarantine/{row.token}-0"), ("orphan", "quarantine/other-0"), ("unsealed", "spool/plain-1.held")}
+    assert set(verify(store, progress=False).found) == {*expected, ("damaged", "quarantine/other-0"), ("damaged", f"spool/{file.name}")}
 
 
 def test_a_damaged_image_is_not_replaced_by_the_migration(engine: Engine, tmp_path: Path) -> None:
@@ -272,6 +318,9 @@ from pathlib import Path
 import numpy as np
 from busgen_client.cohort import CohortStore, NewImage
 from busgen_client.database import open_store
+from busgen_client.held import Held, HeldStore
+from busgen_client.intake.spool import Spool
+from busgen_client.quarantine_rows import HeldRow
 from busgen_client.storage import StorageSettings, Vault
 from busgen_core.errors import StorageFullError
 from busgen_core.labels import Pathology

@@ -25,6 +25,7 @@ from busgen_client.intake.header import read_clean
 from busgen_client.intake.labels import Labels, read_labels
 from busgen_client.intake.phantom_dicom import COLUMNS, REGION_SIZE, REGION_X0, REGION_Y0, ROWS, write_phantom_study
 from busgen_client.quarantine import Quarantine
+from busgen_client.storage import MAGIC
 from busgen_core.errors import InputError, TableError
 from busgen_core.labels import Pathology
 from tests.client.headers import PROFILE
@@ -322,6 +323,15 @@ def test_damaged_header_raises_only_our_own_error(store: CohortStore, study: Pat
                 waiting += 1
     assert 0 < waiting < 150
     assert not [record for record in caplog.records if record.name.startswith("pydicom")]
+
+
+def test_file_that_pretends_to_be_sealed_does_not_end_the_run(store: CohortStore, study: Path, tmp_path: Path) -> None:
+    """A file from outside that begins as our sealed files do waits as no DICOM file, and those after it are taken in."""
+    folder = tmp_path / "study"
+    shutil.copytree(study, folder)
+    (folder / "A").write_bytes(MAGIC + bytes(200))
+    result = intake_dicom(store, folder, folder / "labels.csv", progress=False)
+    assert (result.added, result.codes) == (len(list(study.glob("IM*"))), {"not-dicom": 1})
 
 
 def test_every_code_has_a_reason() -> None:

@@ -1,6 +1,7 @@
 """Intake of an image folder with a table."""
 
 import csv
+import io
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,10 +14,16 @@ from sqlalchemy.orm import Session
 
 from busgen_client.cohort import CohortStore, ImageRow, QuarantineRow
 from busgen_client.database import open_store
+from busgen_client.held import HeldStore
+from busgen_client.intake import table
+from busgen_client.intake.masking import clean
 from busgen_client.intake.table import intake_table
+from busgen_client.quarantine_rows import HeldRow
 from busgen_core.errors import TableError
 from busgen_core.labels import Pathology
 from busgen_core.phantom import simulate
+from busgen_privacy.ocr import find_text
+from tests.privacy.lettering import burned_in, phantoms
 from tests.shared import shared_data
 
 COLUMNS = ("image_id", "file", "mask_file", "group", "pathology", "role", "device")
@@ -195,6 +202,45 @@ def test_unreadable_table_adds_nothing(store: CohortStore, folder: Path, content
     with Session(engine) as session:
         assert not session.scalars(select(ImageRow)).all()
         assert not session.scalars(select(QuarantineRow)).all()
+
+
+def test_name_in_the_pixels_is_masked(store: CohortStore, folder: Path) -> None:
+    """A name that is burned into an image is read before intake, and not in what is stored; its letters' pixels are others."""
+    named, (x0, y0, x1, y1) = burned_in(phantoms(1, seed=41, size=320)[0], "DOE JANE", height=10, at=(30, 20))
+    assert any("DOE" in piece.text for piece in find_text([named])[0])
+    Image.fromarray(named).save(folder / "named.png")
+    write(folder, [row(file="named.png", mask_file="")])
+    assert intake_table(store, folder, progress=False).added == 1
+    with Image.open(io.BytesIO(store.png(store.rows()[0].image_id))) as picture:
+        stored = np.asarray(picture)
+    assert not any("DOE" in piece.text for piece in find_text([stored])[0])
+    letters = named[y0:y1, x0:x1] == 255
+    assert (stored[y0:y1, x0:x1][letters] < 200).all()
+
+
+def test_what_is_no_single_scan_waits_with_a_masked_picture(store: CohortStore, folder: Path) -> None:
+    """A split screen waits, and a name in it is masked in what a person is shown."""
+    named, _ = burned_in(phantoms(1, seed=41, size=320)[0], "DOE JANE", height=10, at=(30, 20))
+    named[:, 158:162] = 0
+    Image.fromarray(named).save(folder / "split.png")
+    write(folder, [row(file="split.png", mask_file="")])
+    assert intake_table(store, folder, progress=False).codes == {"split-screen": 1}
+    with Session(store.engine) as session:
+        (held,) = session.scalars(select(HeldRow)).all()
+    assert not any("DOE" in piece.text for piece in find_text([HeldStore(store).frame(held, 0)])[0])
+
+
+def test_what_is_in_the_cohort_is_not_looked_at_again(store: CohortStore, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second run over a table goes by what is stored, and searches no pixels; for another patient, or in another role, it looks."""
+    write(folder, [row()])
+    assert intake_table(store, folder, progress=False).added == 1
+    looked = []
+    monkeypatch.setattr(table, "clean", lambda frames, **rest: looked.append(rest) or clean(frames, **rest))
+    assert intake_table(store, folder, progress=False).duplicates == 1
+    assert not looked
+    write(folder, [row(group="PATIENT-4711"), row(role="holdout")])
+    intake_table(store, folder, progress=False)
+    assert len(looked) == 2
 
 
 @pytest.mark.parametrize("hospital", ["warsaw", "cairo"])

@@ -1,5 +1,6 @@
 """Files at rest: what opens, what does not, and where the key comes from."""
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -175,6 +176,48 @@ def test_a_site_may_seal_nothing_and_still_reads_no_sealed_file_unasked(tmp_path
     vault.write(tmp_path / "f", CONTENT, role="r")
     with pytest.raises(StorageKeyError):
         Vault(tmp_path, StorageSettings(key="none")).read(tmp_path / "f", role="r")
+
+
+def test_a_process_that_runs_on_sees_a_new_data_key(tmp_path: Path, vault: Vault) -> None:
+    """After a rotation elsewhere, a vault that was opened before seals under the new key and opens what is sealed with it; nothing is lost."""
+    vault.write(tmp_path / "f", CONTENT, role="r")
+    other = Vault(tmp_path, StorageSettings())
+    other.rotate()
+    assert other.reseal(tmp_path / "f", role="r")
+    assert other.forget_unused(tmp_path) == 1
+    vault.write(tmp_path / "g", CONTENT, role="r")
+    for name in ("f", "g"):
+        assert vault.read(tmp_path / name, role="r") == Vault(tmp_path, StorageSettings()).read(tmp_path / name, role="r") == CONTENT
+
+
+def test_no_key_is_dropped_while_a_file_is_being_sealed(tmp_path: Path, vault: Vault) -> None:
+    """Dropping keys waits until a file that another process is sealing has its name."""
+    vault.check()
+    dropping = threading.Thread(target=Vault(tmp_path, StorageSettings()).forget_unused, args=(tmp_path,))
+    with vault.sealing():
+        dropping.start()
+        dropping.join(0.3)
+        assert dropping.is_alive()
+    dropping.join(10)
+    assert not dropping.is_alive()
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_lost_keys_are_never_made_anew_beside_sealed_files(tmp_path: Path, vault: Vault, linked: bool) -> None:
+    """Without storage.json, nothing makes another while a sealed file lies below the data folder, also behind a link."""
+    folder = tmp_path / "quarantine"
+    if linked:
+        (tmp_path.parent / f"{tmp_path.name}-elsewhere").mkdir()
+        folder.symlink_to(tmp_path.parent / f"{tmp_path.name}-elsewhere")
+    else:
+        folder.mkdir()
+    vault.write(folder / "f", CONTENT, role="r")
+    (tmp_path / "storage.json").unlink()
+    fresh = Vault(tmp_path, StorageSettings())
+    for ask in (fresh.check, lambda: fresh.seal(b"", role="r", name="n"), lambda: fresh.read(folder / "f", role="r")):
+        with pytest.raises(StorageKeyError, match="backup"):
+            ask()
+    assert not (tmp_path / "storage.json").exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"not json"])

@@ -65,16 +65,23 @@ def intake_dicom(store: CohortStore, folder: Path, labels: Path | None, *, progr
     return take_in(store, sources, total=len(files), event="intake.dicom", progress=progress)
 
 
-def file_source(store: CohortStore, path: Path, labels: Labels, *, done: Callable[[Code | None], None] = lambda _: None) -> Source:
-    """One file on its way in; ``done`` as in ``Source``."""
+def file_source(
+    store: CohortStore, path: Path, labels: Labels, *, sealed: bool = False, done: Callable[[Code | None], None] = lambda _: None
+) -> Source:
+    """One file on its way in; ``sealed`` for one of the spool's, which the node may have sealed itself; ``done`` as in ``Source``."""
     try:
-        data = store.vault.read(path, role=SPOOL, name=path.stem) if path.stat().st_size <= LARGEST + OVERHEAD else None
+        data = _content(store, path, sealed=sealed) if path.stat().st_size <= LARGEST + OVERHEAD else None
     except (OSError, SealError):
         return Source(key=store.key("path", str(path)), read=partial(_refuse, Code.FILE_UNREADABLE), done=done)
     if data is None:
         return Source(key=store.key("path", str(path)), read=partial(_refuse, Code.FILE_TOO_LARGE), done=done)
     read, show = partial(_guarded, store, data, labels), partial(to_look_at, store, data, labels)
     return Source(key=store.key("file", sha256_bytes(data)), read=read, show=show, done=done)
+
+
+def _content(store: CohortStore, path: Path, *, sealed: bool) -> bytes:
+    """A file from outside is never opened as a sealed one: it would end the run by asking for a key that the node does not have."""
+    return store.vault.read(path, role=SPOOL, name=path.stem) if sealed else path.read_bytes()
 
 
 def _guarded(store: CohortStore, data: bytes, labels: Labels) -> list[NewImage] | int:

@@ -102,12 +102,12 @@ def find(gray: Gray, *, chroma: Gray | None = None, deny: Collection[str] = ()) 
         UnavailableError: no text recognition is installed.
     """
     mask = overlays(gray, chroma)
-    pieces = _believed(find_text([gray], views=None if min(gray.shape) < LARGE_PX else (View(1),))[0])
+    pieces = _believed(find_text([gray], views=None if min(gray.shape) < LARGE_PX else (View(1),))[0], len(gray))
     _cover(mask, pieces)
     if min(gray.shape) >= LARGE_PX:
-        pieces += _believed(_closer(gray, sharp_windows(gray, mask)))
+        pieces += _believed(_closer(gray, sharp_windows(gray, mask)), len(gray))
     surely = lines(merged([piece for piece in pieces if _sure(piece)]))
-    text = _cover(mask, [*pieces, *_believed(surely)])
+    text = _cover(mask, [*pieces, *_believed(surely, len(gray))])
     return Found(mask, text, tuple(reads(line.text, deny=deny) for line in surely))
 
 
@@ -134,8 +134,8 @@ def sharp_windows(gray: Gray, known: Mask) -> Iterator[Rectangle]:
         yield Rectangle(across.start * CELL_PX, down.start * CELL_PX, right, bottom)
 
 
-def _believed(pieces: Iterable[Piece]) -> list[Piece]:
-    return [piece for piece in pieces if _is_text(piece)]
+def _believed(pieces: Iterable[Piece], rows: int) -> list[Piece]:
+    return [piece for piece in pieces if _is_text(piece, rows)]
 
 
 def _cover(mask: Mask, pieces: Iterable[Piece]) -> tuple[Rectangle, ...]:
@@ -146,9 +146,9 @@ def _cover(mask: Mask, pieces: Iterable[Piece]) -> tuple[Rectangle, ...]:
     return places
 
 
-def _is_text(piece: Piece) -> bool:
-    """Whether to believe that there is text: sized like it, or surely read."""
-    return piece.box[3] - piece.box[1] <= TALLEST_PX or (_sure(piece) and sum(c.isalnum() for c in piece.text) >= LONG_ENOUGH)
+def _is_text(piece: Piece, rows: int) -> bool:
+    """Whether to believe that there is text in a frame of so many rows: sized like it, or surely read."""
+    return piece.box[3] - piece.box[1] <= min(TALLEST_PX, 3 * rows // 4) or (_sure(piece) and sum(c.isalnum() for c in piece.text) >= LONG_ENOUGH)
 
 
 def _sure(piece: Piece) -> bool:
@@ -167,7 +167,7 @@ def _still_reads(gray: Gray, places: Sequence[Rectangle], deny: Collection[str])
     for place in places:
         near[max(0, place.y0 - AROUND_PX) : place.y1 + AROUND_PX, max(0, place.x0 - AROUND_PX) : place.x1 + AROUND_PX] = True
     for window in ndimage.find_objects(ndimage.label(near)[0]):
-        left = [piece for piece in _looked_again(np.ascontiguousarray(gray[window])) if _sure(piece) and _is_text(piece)]
+        left = [piece for piece in _looked_again(np.ascontiguousarray(gray[window])) if _sure(piece) and _is_text(piece, len(gray))]
         if any(reads(line.text, deny=deny) is not Reads.FURNITURE for line in lines(left)):
             return True
     return False

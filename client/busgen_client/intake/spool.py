@@ -101,16 +101,17 @@ class Spool:
         if self.full or finished.stat().st_size > LARGEST:
             raise StorageFullError("the spool has no room for this object now")
         name = f"{self._stem(sop_uid)}-{self._store.key('file', sha256_file(finished))[:DIGITS]}"
-        if self._store.vault.seals:
-            whole = finished.with_name(f"{name}.sealed")
-            write_whole(whole, self._store.vault.seal(finished.read_bytes(), role=SPOOL, name=name))
-            finished.unlink()
-        else:
-            whole = finished
-            with whole.open("rb") as stream:
-                os.fsync(stream.fileno())
-        whole.chmod(0o600)
-        whole.rename(self._folder / f"{name}.dcm")
+        with self._store.vault.sealing():
+            if self._store.vault.seals:
+                whole = finished.with_name(f"{name}.sealed")
+                write_whole(whole, self._store.vault.seal(finished.read_bytes(), role=SPOOL, name=name))
+                finished.unlink()
+            else:
+                whole = finished
+                with whole.open("rb") as stream:
+                    os.fsync(stream.fileno())
+            whole.chmod(0o600)
+            whole.rename(self._folder / f"{name}.dcm")
         _sync(self._folder)
 
     def put(self, content: bytes, sop_uid: str) -> None:
@@ -152,7 +153,7 @@ class Spool:
         stems = None if only is None else {self._stem(uid) for uid in only}
         for path in self.waiting(held=held):
             if stems is None or path.name.partition("-")[0] in stems:
-                yield file_source(self._store, path, labels, done=partial(_settle, path))
+                yield file_source(self._store, path, labels, sealed=True, done=partial(_settle, path))
 
     @property
     def full(self) -> bool:

@@ -2,6 +2,9 @@
 
 Columns: ``file`` and ``pathology``; ``group`` or ``patient_id`` (what must never be split; ``group`` wins); optional ``mask_file``,
 ``device``, ``role`` (train, holdout; pretrain and contradictory are left out) and ``image_id``. Other columns are not read.
+
+No header says where the scan lies in such an image, so the whole of it is looked at as the scan of a DICOM object is: text and furniture are
+masked wherever they stand (``masking``), colour maps and split screens wait. What is stored is the whole image, masked.
 """
 
 from collections.abc import Iterator, Mapping
@@ -11,7 +14,9 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from busgen_client.cohort import CohortStore, NewImage, Role
 from busgen_client.held import Held
 from busgen_client.intake.findings import Code, IntakeResult, QuarantineError
-from busgen_client.intake.frames import Box, Gray, check_scan, decode_picture, mask_box, to_gray
+from busgen_client.intake.frames import Box, Gray, check_scan, chroma, decode_picture, mask_box, to_gray
+from busgen_client.intake.masking import clean, covered
+from busgen_client.intake.modes import check_modes
 from busgen_client.intake.run import Source, take_in
 from busgen_core.digests import sha256_bytes
 from busgen_core.errors import InputError, LabelError, TableError
@@ -57,8 +62,8 @@ def _row_id(row: Mapping[str, str]) -> str:
     return row.get("image_id") or row["file"]
 
 
-def _read(store: CohortStore, folder: Path, row: Mapping[str, str] | None) -> list[NewImage] | None:
-    """The clean image of one row, or None if its role keeps it out."""
+def _read(store: CohortStore, folder: Path, row: Mapping[str, str] | None) -> list[NewImage] | int | None:
+    """The clean image of one row; 1 if it is in the cohort already; None if its role keeps it out."""
     if row is None:
         raise QuarantineError(Code.ROW_MALFORMED)
     role = row.get("role", "").lower()
@@ -68,11 +73,16 @@ def _read(store: CohortStore, folder: Path, row: Mapping[str, str] | None) -> li
         raise QuarantineError(Code.ROLE_UNKNOWN)
     pathology, patient_key = _label(row), _patient(store, row)
     content = content_in(folder, row["file"])
-    gray = check_scan(to_gray(decode_picture(content)))
+    frame = decode_picture(content)
+    gray = check_scan(to_gray(frame))
     box = _box(folder, row.get("mask_file", ""), gray.shape)
     if box is not None and pathology is Pathology.NORMAL:
         raise QuarantineError(Code.LABEL_CONTRADICTORY)
-    return [_image(store, row, content, gray, patient_key=patient_key, pathology=pathology, box=box)]
+    if store.holds(_source_key(store, row, content), patient_key, ROLES[role]):
+        return 1
+    check_modes(frame, gray)
+    [scan] = clean([gray], chroma=[chroma(frame)], deny=deny_words(_identifiers(row)))
+    return [_image(store, row, content, check_scan(scan), patient_key=patient_key, pathology=pathology, box=box)]
 
 
 def _to_look_at(store: CohortStore, folder: Path, row: Mapping[str, str] | None) -> Held | None:
@@ -84,7 +94,7 @@ def _to_look_at(store: CohortStore, folder: Path, row: Mapping[str, str] | None)
     if row is None or row.get("role", "").lower() not in ROLES:
         return None
     content, patient_key = content_in(folder, row["file"]), _patient(store, row)
-    frame = decode_picture(content)
+    [frame] = covered([decode_picture(content)], deny=deny_words(_identifiers(row)))
     try:
         pathology, box = _label(row), _box(folder, row.get("mask_file", ""), frame.shape[:2])
     except QuarantineError as refused:
@@ -98,16 +108,23 @@ def _to_look_at(store: CohortStore, folder: Path, row: Mapping[str, str] | None)
 def _image(
     store: CohortStore, row: Mapping[str, str], content: bytes, gray: Gray, *, patient_key: str, pathology: Pathology, box: Box | None
 ) -> NewImage:
-    identifiers = [row.get("group") or "", row.get("patient_id") or ""]
     return NewImage(
         gray=gray,
         patient_key=patient_key,
         pathology=pathology,
         box=box,
-        device=_device(store, row.get("device", ""), deny_words(identifiers)),
-        source_key=store.key("table", sha256_bytes(content), _row_id(row)),
+        device=_device(store, row.get("device", ""), deny_words(_identifiers(row))),
+        source_key=_source_key(store, row, content),
         role=ROLES[row.get("role", "").lower()],
     )
+
+
+def _identifiers(row: Mapping[str, str]) -> list[str]:
+    return [row.get("group") or "", row.get("patient_id") or ""]
+
+
+def _source_key(store: CohortStore, row: Mapping[str, str], content: bytes) -> str:
+    return store.key("table", sha256_bytes(content), _row_id(row))
 
 
 def _label(row: Mapping[str, str]) -> Pathology:

@@ -4,6 +4,7 @@ import io
 import logging
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -326,12 +327,38 @@ def test_damaged_header_raises_only_our_own_error(store: CohortStore, study: Pat
 
 
 def test_file_that_pretends_to_be_sealed_does_not_end_the_run(store: CohortStore, study: Path, tmp_path: Path) -> None:
-    """A file from outside that begins as our sealed files do waits as no DICOM file, and those after it are taken in."""
+    """A file from outside that begins as our sealed files do waits as no DICOM file, and one after it is taken in."""
     folder = tmp_path / "study"
-    shutil.copytree(study, folder)
+    folder.mkdir()
+    shutil.copy(study / "labels.csv", folder)
+    shutil.copy(min(study.glob("IM*")), folder / "B")
     (folder / "A").write_bytes(MAGIC + bytes(200))
     result = intake_dicom(store, folder, folder / "labels.csv", progress=False)
-    assert (result.added, result.codes) == (len(list(study.glob("IM*"))), {"not-dicom": 1})
+    assert (result.added, result.codes) == (1, {"not-dicom": 1})
+
+
+SEQUENCE, ITEM, END = b"\xfa\xff\xfa\xffSQ\0\0\xff\xff\xff\xff", b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0\0\0\0\0"
+UNTOLD, CLOSE = b"\xff\xff\xff\xff", b"\xfe\xff\x0d\xe0\0\0\0\0"
+VALUES = b"ab\\" * 1_000_000
+BOMBS = {
+    "wide": (SEQUENCE + (ITEM + bytes(4)) * 1_000_000 + END, "dicom-invalid"),
+    "deep": ((SEQUENCE + ITEM + UNTOLD) * 5000 + (CLOSE + END) * 5000, "dicom-invalid"),
+    "many attributes": (b"".join(b"\x29\x10" + n.to_bytes(2, "little") + b"LO\x04\0abcd" for n in range(0x1000, 0xFFFF)), "dicom-invalid"),
+    "many values": (b"\x29\x10\x01\x10UC\0\0" + len(VALUES).to_bytes(4, "little") + VALUES, ""),
+}
+
+
+@pytest.mark.parametrize(("bomb", "code"), BOMBS.values(), ids=BOMBS)
+def test_bomb_in_a_header_ends_soon(store: CohortStore, study: Path, tmp_path: Path, bomb: bytes, code: str) -> None:
+    """Very many or very deep items and very many attributes wait; a large private attribute is passed over. None takes 5 s of processor time."""
+    folder = tmp_path / "study"
+    folder.mkdir()
+    shutil.copy(study / "labels.csv", folder)
+    (folder / "bomb").write_bytes(min(study.glob("IM*")).read_bytes() + bomb)
+    began = time.process_time()
+    result = intake_dicom(store, folder, folder / "labels.csv", progress=False)
+    assert time.process_time() - began < 5
+    assert (result.added, result.codes) == ((0, {code: 1}) if code else (1, {}))
 
 
 def test_every_code_has_a_reason() -> None:

@@ -48,6 +48,13 @@ TRANSFER_SYNTAXES = frozenset(
     }
 )
 
+# Limits against bombs: a megabyte of empty items takes a parser seconds. A clip of 1,000 frames has some thousand fragments, each an item.
+ITEMS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")  # Item (FFFE,E000), little and big endian; PS3.5 section 7.5
+MOST_ITEMS = 20_000
+MOST_ATTRIBUTES = 10_000  # PS3.6 has half as many
+LARGEST_VALUE = 256 * 1024  # bytes; twice the largest palette
+PIXEL_GROUP = 0x7FE0
+
 
 @dataclass(frozen=True, slots=True)
 class Identity:
@@ -123,12 +130,25 @@ def _parsed(data: bytes) -> Iterator[Dataset]:
     """The full header; whatever goes wrong with it inside the block is one of our own errors outside."""
     with quietly():
         _check_transfer_syntax(data)
+        if sum(data.count(item) for item in ITEMS) > MOST_ITEMS:
+            raise QuarantineError(Code.DICOM_INVALID)
         try:
-            yield dcmread(io.BytesIO(data), force=False)
+            yield _bounded(dcmread(io.BytesIO(data), force=False))
         except BusgenError:
             raise
         except Exception:  # a parser of untrusted bytes raises whatever it likes, and its text may quote the header
             raise QuarantineError(Code.DICOM_INVALID) from None
+
+
+def _bounded(full: Dataset) -> Dataset:
+    """The header without attributes that are larger than any that intake reads; vendors keep raw data of many megabytes in private ones."""
+    if len(full) > MOST_ATTRIBUTES:
+        raise QuarantineError(Code.DICOM_INVALID)
+    for tag in list(full.keys()):
+        value = full.get_item(tag).value
+        if tag.group != PIXEL_GROUP and isinstance(value, bytes) and len(value) > LARGEST_VALUE:
+            del full[tag]
+    return full
 
 
 def _check_transfer_syntax(data: bytes) -> None:

@@ -14,12 +14,21 @@ from PIL import Image
 from pydicom import Dataset, dcmread
 from pydicom.dataelem import DataElement
 from pydicom.encaps import encapsulate
-from pydicom.uid import UID, CTImageStorage, DeflatedExplicitVRLittleEndian, JPEG2000Lossless, JPEGBaseline8Bit, UltrasoundMultiFrameImageStorage
+from pydicom.uid import (
+    UID,
+    CTImageStorage,
+    DeflatedExplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGLosslessSV1,
+    UltrasoundMultiFrameImageStorage,
+)
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
 from busgen_client.cohort import CohortStore, ImageRow, JournalRow
 from busgen_client.database import open_store
+from busgen_client.intake.decode import check_described
 from busgen_client.intake.dicom import clean_images, intake_dicom
 from busgen_client.intake.findings import REASONS, Code, QuarantineError
 from busgen_client.intake.header import read_clean
@@ -335,6 +344,19 @@ def test_file_that_pretends_to_be_sealed_does_not_end_the_run(store: CohortStore
     (folder / "A").write_bytes(MAGIC + bytes(200))
     result = intake_dicom(store, folder, folder / "labels.csv", progress=False)
     assert (result.added, result.codes) == (1, {"not-dicom": 1})
+
+
+@pytest.mark.parametrize(("stored", "compressed"), [(7, True), (0, False), (9, False), ("x", False)])
+def test_depth_that_cannot_be_is_refused_before_a_decoder_sees_it(study: Path, stored: object, compressed: bool) -> None:
+    """A compressed frame of fewer bits than its samples have, for which a decoder ends the whole process, waits; so does an impossible depth."""
+    header = read_clean(min(study.glob("IM*")).read_bytes(), PROFILE).header
+    assert check_described(header) == 1
+    header["BitsStored"] = DataElement("BitsStored", "US", stored, already_converted=True)
+    if compressed:
+        header.file_meta.TransferSyntaxUID = JPEGLosslessSV1
+    with pytest.raises(QuarantineError) as held:
+        check_described(header)
+    assert held.value.finding is Code.PIXELS_UNDECODABLE
 
 
 SEQUENCE, ITEM, END = b"\xfa\xff\xfa\xffSQ\0\0\xff\xff\xff\xff", b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0\0\0\0\0"

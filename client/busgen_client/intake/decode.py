@@ -63,7 +63,10 @@ def check_described(header: Dataset) -> int:
         raise QuarantineError(Code.FILE_TOO_LARGE)
     if SAMPLES.get(kind) != samples or bits not in (8, 16) or header.get("PixelRepresentation", 0) != 0:
         raise QuarantineError(Code.PIXELS_UNDECODABLE)
-    if not header.file_meta.TransferSyntaxUID.is_compressed:
+    stored, compressed = header.get("BitsStored"), header.file_meta.TransferSyntaxUID.is_compressed
+    if not isinstance(stored, int) or not 0 < stored <= bits or (compressed and stored != bits):  # GDCM ends the process at the last
+        raise QuarantineError(Code.PIXELS_UNDECODABLE)
+    if not compressed:
         halves = 4 if kind == "YBR_FULL_422" else 2 * samples  # two pixels share their chroma: two samples a pixel
         expected = rows * columns * count * (bits // 8) * halves // 2
         if len(header.PixelData) not in (expected, expected + expected % 2):

@@ -9,6 +9,7 @@ import io
 import json
 import logging
 import os
+import re
 import resource
 import select as wait
 import struct
@@ -34,6 +35,7 @@ STOP_SECONDS = 60.0
 MORE_BYTES = 3 * 2**30  # of address space over what the child has after loading
 BATCH = 25  # mutations of one store
 SHORTEST = 6  # characters; shorter ones turn up in hexadecimal digests by chance
+DISTINCT = 4  # different characters; "XXXXXX", as some files have it, is also a run of one gray value
 MARKS = ("Zwetschgenmann^Quirinia", "QX7741209-PLANTED", "19010203040506", "Klinik Hinterwald")
 VRS = (b"OB", b"OW", b"PN", b"LO", b"SQ", b"UI", b"US", b"DS", b"IS", b"UN", b"AT", b"FD", b"UT", b"DA")
 SEQUENCE, ITEM = b"\xfa\xff\xfa\xffSQ\0\0\xff\xff\xff\xff", b"\xfe\xff\x00\xe0"
@@ -174,7 +176,8 @@ def strings_of(data: bytes) -> set[bytes]:
     header = dcmread(io.BytesIO(data))
     words = ("PatientName", "PatientID", "PatientBirthDate", "StudyDate", "AccessionNumber", "InstitutionName", "ReferringPhysicianName")
     uids = ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
-    return {part for word in (*words, *uids) if len(part := str(header.get(word, "")).strip().encode()) >= SHORTEST}
+    said = {str(header.get(word, "")).strip().encode() for word in (*words, *uids)}
+    return {part for part in said if len(part) >= SHORTEST and len(set(part)) >= DISTINCT}
 
 
 def mutant(files: list[bytes], number: int) -> tuple[str, bytes]:
@@ -192,6 +195,7 @@ def child(start: int, count: int) -> None:
     from busgen_client.cohort import CohortStore
     from busgen_client.database import open_store
     from busgen_client.intake import dicom
+    from busgen_client.intake.header import quietly
 
     torch.set_num_threads(1)
     files, log = bases(), io.StringIO()
@@ -211,13 +215,14 @@ def child(start: int, count: int) -> None:
                 plain = number % TEXT_EVERY != 0
                 dicom.clean_pixels = (lambda frames, **_: list(frames)) if plain else really
                 dicom.covered = (lambda frames, **_: list(frames)) if plain else looked
-                kind, data = mutant(files, number)
-                began = time.perf_counter()
+                with quietly():  # what this benchmark itself reads is not the node's log
+                    kind, data = mutant(files, number)
+                began = time.process_time()
                 try:
                     outcome = _one(store, folder, data)
                 except Exception as error:
                     outcome = f"raised {type(error).__name__}"
-                print(json.dumps([number, kind, time.perf_counter() - began, outcome]), flush=True)
+                print(json.dumps([number, kind, time.process_time() - began, outcome]), flush=True)
             leaked = sum(part in content for content in [*_stored(folder), log.getvalue().encode()] for part in forbidden)
             engine.dispose()
             print(json.dumps([begin, "stored", 0.0, f"leaks {leaked}" if leaked else "clean"]), flush=True)
@@ -226,17 +231,18 @@ def child(start: int, count: int) -> None:
 
 def _one(store: object, folder: Path, data: bytes) -> str:
     from busgen_client.intake.dicom import intake_dicom
+    from busgen_client.intake.header import quietly
 
     source = folder / "in"
     source.mkdir(exist_ok=True)
     (source / "file").write_bytes(data)
-    uid = "SOPInstanceUID,pathology\n"
     try:
-        uid += f"{dcmread(io.BytesIO(data), force=True, stop_before_pixels=True).SOPInstanceUID},benign\n"
+        with quietly():
+            stated = str(dcmread(io.BytesIO(data), force=True, stop_before_pixels=True).get("SOPInstanceUID", ""))
     except Exception:
-        uid += "1.2.3,benign\n"
+        stated = ""
     labels = folder / "labels.csv"
-    labels.write_text(uid if uid.isprintable() or uid.count("\n") == 2 else "SOPInstanceUID,pathology\n1.2.3,benign\n", errors="replace")
+    labels.write_text(f"SOPInstanceUID,pathology\n{stated if re.fullmatch('[0-9.]+', stated) else '1.2.3'},benign\n")
     result = intake_dicom(store, source, labels, progress=False)  # type: ignore[arg-type]
     return next(iter(result.codes), "admitted" if result.added else "duplicate" if result.duplicates else "skipped")
 
@@ -287,7 +293,7 @@ def main() -> None:
     where = f"of {COUNT} mutations, text looked for in every {TEXT_EVERY}th"
     rows = [row(f"crashes, hangs and errors that are not ours, {where}", len(bad) - leaks, "files", goal="0", met=len(bad) == leaks)]
     rows[0]["seconds"] = round(time.perf_counter() - began)
-    rows.append(row(f"mutations that took more than {HANG_SECONDS:g} s by the wall", len(slow), "files", goal="0", met=not slow))
+    rows.append(row(f"mutations that took more than {HANG_SECONDS:g} s of processor time", len(slow), "files", goal="0", met=not slow))
     rows.append(
         row(f"stores of {BATCH} in which an identifying string of {SHORTEST} characters or more was kept", leaks, "stores", goal="0", met=not leaks)
     )

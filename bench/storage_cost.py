@@ -13,7 +13,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from busgen_client.storage import OVERHEAD, StorageSettings, Vault, write_durably
+from busgen_client.storage import OVERHEAD, StorageSettings, Vault
+from busgen_core.files import write_durably
 from busgen_core.images import encode_png
 from busgen_core.labels import Pathology
 from busgen_core.phantom import simulate

@@ -2,6 +2,8 @@
 
 import errno
 import os
+import uuid
+from contextlib import suppress
 from pathlib import Path
 
 from busgen_core.errors import StorageFullError
@@ -28,3 +30,36 @@ def write_whole(target: Path, data: bytes) -> None:
                 f"{target.name}: no room on the disk for {len(data)} bytes; make room and start again, it goes on from here"
             ) from error
         raise
+
+
+def write_durably(target: Path, data: bytes) -> None:
+    """``write_whole``, and the folder's entry is on the disk too.
+
+    Raises:
+        StorageFullError: no room; what was there before still is.
+    """
+    write_whole(target, data)
+    sync_folder(target.parent)
+
+
+def create_once(target: Path, data: bytes) -> None:
+    """Create a file, mode 0600, in one step that a second process cannot repeat; one that is there stays."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = target.with_name(f".{uuid.uuid4().hex}.tmp")
+    with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+    with suppress(FileExistsError):
+        os.link(aside, target)
+    aside.unlink()
+    sync_folder(target.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder survive a power cut; POSIX fsync of a directory."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -30,9 +30,10 @@ from sqlalchemy.orm import Session
 from busgen_client import patients
 from busgen_client.cohort_rows import ImageRow, JournalRow, ObjectRow, PatientRow, QuarantineRow, WithdrawnRow
 from busgen_client.database import open_store
-from busgen_client.storage import StorageSettings, Vault, create_once, secret_in, write_durably
+from busgen_client.storage import StorageSettings, Vault, secret_in
 from busgen_core.digests import sha256_bytes
 from busgen_core.errors import CorruptImageError, InputError, SealError, StateError, StorageKeyError, UnavailableError
+from busgen_core.files import create_once, write_durably
 from busgen_core.labels import Birads, Pathology
 from busgen_privacy.deidentify import BASIC, Choices
 

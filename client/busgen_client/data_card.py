@@ -12,7 +12,7 @@ from pathlib import Path
 from scipy.stats import binom
 
 from busgen_client.cohort import MEMBER_SHARE, ROLES, SEALED, SMALLEST_CELL, CohortStore, ImageRow
-from busgen_client.storage import write_durably
+from busgen_core.files import write_durably
 from busgen_core.labels import Birads, Pathology
 
 BINS = {"1": range(1, 2), "2": range(2, 3), "3-4": range(3, 5), "5-8": range(5, 9), "9+": range(9, 10**6)}  # views of a patient

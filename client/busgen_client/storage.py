@@ -12,9 +12,8 @@ import base64
 import fcntl
 import os
 import secrets
-import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, Self
 
@@ -24,7 +23,7 @@ from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from busgen_core.errors import ConfigError, SealError, StorageKeyError
-from busgen_core.files import write_whole
+from busgen_core.files import create_once, write_durably
 
 MAGIC = b"BUSGEN-SEAL-1\n"
 KEY_BYTES, ID_BYTES, NONCE_BYTES, TAG_BYTES = 32, 8, 12, 16  # AES-256-GCM; NIST SP 800-38D, 5.2.1
@@ -366,35 +365,3 @@ def secret_in(path: Path, size: int, *, missing: str) -> bytes:
     if len(secret) != size:
         raise StorageKeyError(f"{path.name} does not hold {size} bytes; restore it from the backup")
     return secret
-
-
-def create_once(path: Path, content: bytes) -> None:
-    """Create a file, mode 0600, in one step that a second process cannot repeat; one that is there stays."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{uuid.uuid4().hex}.tmp")
-    with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    with suppress(FileExistsError):
-        os.link(aside, path)
-    aside.unlink()
-    _sync(path.parent)
-
-
-def write_durably(path: Path, content: bytes) -> None:
-    """``write_whole``, and the folder's entry is on the disk too.
-
-    Raises:
-        StorageFullError: no room; what was there before still is.
-    """
-    write_whole(path, content)
-    _sync(path.parent)
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

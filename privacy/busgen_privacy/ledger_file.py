@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from busgen_core.digests import canonical_json
 from busgen_core.errors import LedgerError, StorageFullError
+from busgen_core.files import sync_folder
 from busgen_core.wire import Digest
 from busgen_privacy.ledger_entries import Books, LedgerEntry, read_chain
 
@@ -100,14 +101,14 @@ class LedgerFile:
         new = not self._path.exists()
         _write(self._path, entry.line(), os.O_APPEND)
         if new:
-            _sync_folder(self._path.parent)
+            sync_folder(self._path.parent)
         self._write_head(entry)
 
     def _write_head(self, entry: LedgerEntry) -> None:
         fresh = self._beside("head.new")
         _write(fresh, canonical_json({"seq": entry.seq, "hash": entry.hash}), os.O_TRUNC)
         fresh.replace(self._beside("head"))
-        _sync_folder(self._path.parent)
+        sync_folder(self._path.parent)
 
     def _set_aside(self, torn: bytes, *, keep: int) -> None:
         number = 1
@@ -132,11 +133,3 @@ def _write(path: Path, data: bytes, flags: int) -> None:
         stream.write(data)
         stream.flush()
         os.fsync(stream.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

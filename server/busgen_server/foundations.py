@@ -14,7 +14,6 @@ No torch here, except in :func:`add`, which loads a foundation to try it.
 
 import datetime
 import fcntl
-import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Set
@@ -25,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from busgen_core.digests import files_digest, sha256_bytes, sha256_file
 from busgen_core.errors import CheckpointError, ConfigError, InputError, StateError, StorageFullError
-from busgen_core.files import write_whole
+from busgen_core.files import sync_folder, write_whole
 from busgen_core.transfer import folder_files, pack
 from busgen_core.wire import FOUNDATION_FILES, Campaign, Digest, Name
 from busgen_server.settings import HubSettings
@@ -274,21 +273,12 @@ def _write_folder(target: Path, files: Mapping[str, bytes]) -> None:
         for name, content in files.items():
             write_whole(fresh / name, content)
         for folder in (fresh, *(path for path in fresh.rglob("*") if path.is_dir())):
-            _to_disk(folder)
+            sync_folder(folder)
         fresh.replace(target)
     except (OSError, StorageFullError):
         shutil.rmtree(fresh, ignore_errors=True)
         raise
-    _to_disk(target.parent)
-
-
-def _to_disk(folder: Path) -> None:
-    """Have the names in a folder survive a power cut; POSIX fsync of a directory."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync_folder(target.parent)
 
 
 @contextmanager

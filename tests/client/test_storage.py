@@ -9,8 +9,9 @@ import pytest
 from keyring.backend import KeyringBackend
 from keyring.errors import PasswordDeleteError
 
-from busgen_client.storage import MAGIC, OVERHEAD, StorageSettings, Vault, create_once
+from busgen_client.storage import MAGIC, OVERHEAD, StorageSettings, Vault
 from busgen_core.errors import BusgenError, ConfigError, SealError, StorageKeyError
+from busgen_core.files import create_once
 
 CONTENT = b"a scan of somebody"
 

@@ -30,7 +30,7 @@ from busgen_client.intake.labels import Labels
 from busgen_client.intake.run import Source
 from busgen_core.digests import sha256_file
 from busgen_core.errors import InputError, SealError, StorageFullError
-from busgen_core.files import write_whole
+from busgen_core.files import sync_folder, write_whole
 
 DIGITS = 32  # hexadecimal digits of a digest in a name
 STALE_SECONDS = 600.0  # an unfinished file that nobody wrote to for so long belongs to a broken association
@@ -112,7 +112,7 @@ class Spool:
                     os.fsync(stream.fileno())
             whole.chmod(0o600)
             whole.rename(self._folder / f"{name}.dcm")
-        _sync(self._folder)
+        sync_folder(self._folder)
 
     def put(self, content: bytes, sop_uid: str) -> None:
         """``admit`` bytes that are in memory."""
@@ -135,7 +135,7 @@ class Spool:
         """Delete an object that a person has decided on, by the key under which it waited."""
         for file in self._folder.glob(f"*-{source_key[:DIGITS]}.held"):
             file.unlink(missing_ok=True)
-        _sync(self._folder)
+        sync_folder(self._folder)
 
     def waiting(self, *, held: bool = False) -> list[Path]:
         """Files that wait to be taken in, oldest first; with ``held``, those in quarantine instead."""
@@ -198,12 +198,4 @@ def _settle(path: Path, code: Code | None) -> None:
         path.unlink(missing_ok=True)
     elif path.suffix != ".held":
         path.rename(path.with_suffix(".held"))
-    _sync(path.parent)
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync_folder(path.parent)

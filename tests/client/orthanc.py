@@ -16,12 +16,19 @@ import pytest
 PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
 BINARY = shutil.which("Orthanc", path="/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin")
 PR_SET_PDEATHSIG = 1  # prctl(2)
+LISTEN = "0A"  # proc(5), /proc/net/tcp
 
 
 def free_port() -> int:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])
+
+
+def listens(port: int) -> bool:
+    """Whether a socket of this machine accepts connections at a port; looked up, not tried, so that nothing connects."""
+    rows = (line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:])
+    return any(int(row[1].rpartition(":")[2], 16) == port and row[3] == LISTEN for row in rows)
 
 
 class Orthanc:

@@ -37,7 +37,7 @@ from busgen_client.pacs import DicomWebSettings, PacsSettings, PeerSettings
 from busgen_client.settings import NodeSettings
 from busgen_core.errors import ConfigError, StateError, UnavailableError
 from tests.client.node import cohort, lay_out
-from tests.client.orthanc import Orthanc, free_port
+from tests.client.orthanc import Orthanc, free_port, listens
 
 # The library forgets to close a socket whose peer was quicker; Python closes it when it collects the association, and warns.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
@@ -140,7 +140,7 @@ def running(node: NodeSettings, store: CohortStore, pacs: PacsSettings) -> Itera
     with ThreadPoolExecutor(1) as pool:
         result = pool.submit(receiver.receive, store, node.data, pacs, progress=False, stop=stop)
         try:
-            until(lambda: (node.data / "receiver.lock").exists() and any((node.data / "spool").glob("partial-*")))
+            until(lambda: result.done() or listens(pacs.port))
             yield result
         finally:
             stop.set()

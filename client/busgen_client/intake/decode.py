@@ -1,6 +1,7 @@
-"""From an allow-listed header to frames. pydicom decodes; which decoders exist is the installation's matter."""
+"""From an allow-listed header to frames. pydicom decodes, compressed frames in a process of their own (``decoder``); which decoders exist is
+the installation's matter."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,7 @@ from pydicom.pixels.utils import iter_pixels
 from pydicom.uid import RLELossless
 
 from busgen_client.intake.codestream import stated_size
+from busgen_client.intake.decoder import decoded
 from busgen_client.intake.findings import Code, QuarantineError
 from busgen_client.intake.frames import MAX_PIXELS
 from busgen_client.intake.header import quietly
@@ -39,9 +41,7 @@ def frames(header: Dataset) -> Iterator[tuple[int, NDArray[np.uint8]]]:
     wanted = chosen_frames(count)
     with quietly():
         try:
-            _check_streams(header, wanted, count)
-            decoded = [np.asarray(frame) for frame in iter_pixels(header, indices=wanted)]
-            ready = [_to_uint8(frame, header) for frame in decoded]
+            ready = [_to_uint8(frame, header) for frame in _decoded(header, wanted, count)]
         except QuarantineError:
             raise
         except Exception:  # plugins raise whatever they like, or are not there; the object waits either way
@@ -74,14 +74,17 @@ def check_described(header: Dataset) -> int:
     return int(count)
 
 
-def _check_streams(header: Dataset, wanted: list[int], count: int) -> None:
-    """Each compressed frame must itself state the header's rows and columns; RLE, like raw pixels, states none."""
+def _decoded(header: Dataset, wanted: Sequence[int], count: int) -> Iterator[NDArray[np.integer]]:
+    """Frames as they are stored. Raw ones have just the size that the header states; compressed ones are decoded apart."""
     syntax = header.file_meta.TransferSyntaxUID
-    if not syntax.is_compressed or syntax == RLELossless:
+    if not syntax.is_compressed:
+        yield from (np.asarray(frame) for frame in iter_pixels(header, indices=list(wanted)))
         return
     for index in wanted:
-        if stated_size(get_frame(header.PixelData, index, number_of_frames=count)) != (header.Rows, header.Columns):
+        stream = get_frame(header.PixelData, index, number_of_frames=count)
+        if syntax != RLELossless and stated_size(stream) != (header.Rows, header.Columns):  # RLE, like raw pixels, states none
             raise QuarantineError(Code.PIXELS_LIE)
+        yield decoded(header, stream)
 
 
 def _to_uint8(frame: NDArray[np.integer], header: Dataset) -> NDArray[np.uint8]:

@@ -25,8 +25,8 @@ from busgen_client.intake.findings import Code, IntakeResult, QuarantineError
 from busgen_client.intake.frames import Gray, Rectangle, box_in, check_scan, chroma, hull, only_scan, to_gray
 from busgen_client.intake.header import Clean, Identity, read_clean
 from busgen_client.intake.labels import Label, Labels, read_labels
+from busgen_client.intake.masking import Known, covered
 from busgen_client.intake.masking import clean as clean_pixels
-from busgen_client.intake.masking import covered
 from busgen_client.intake.modes import check_modes
 from busgen_client.intake.profile import Profile
 from busgen_client.intake.regions import scan_regions
@@ -75,7 +75,8 @@ def file_source(
         return Source(key=store.key("path", str(path)), read=partial(_refuse, Code.FILE_UNREADABLE), done=done)
     if data is None:
         return Source(key=store.key("path", str(path)), read=partial(_refuse, Code.FILE_TOO_LARGE), done=done)
-    read, show = partial(_guarded, store, data, labels), partial(to_look_at, store, data, labels)
+    known: Known = {}
+    read, show = partial(_guarded, store, data, labels, known), partial(to_look_at, store, data, labels, known=known)
     return Source(key=store.key("file", sha256_bytes(data)), read=read, show=show, done=done)
 
 
@@ -84,11 +85,11 @@ def _content(store: CohortStore, path: Path, *, sealed: bool) -> bytes:
     return store.vault.read(path, role=SPOOL, name=path.stem) if sealed else path.read_bytes()
 
 
-def _guarded(store: CohortStore, data: bytes, labels: Labels) -> list[NewImage] | int:
+def _guarded(store: CohortStore, data: bytes, labels: Labels, known: Known) -> list[NewImage] | int:
     """``_images`` behind a last barrier: what nobody thought of makes one object wait, and does not end the run."""
     try:
         clean = read_clean(data, _profile(store))
-        return _taken(store, clean) or _images(store, clean, labels)
+        return _taken(store, clean) or _images(store, clean, labels, known)
     except BusgenError:
         raise
     except Exception:  # its text may quote the header
@@ -117,16 +118,16 @@ def clean_images(store: CohortStore, data: bytes, labels: Labels) -> list[NewIma
     Raises:
         QuarantineError: the object must wait.
     """
-    return _images(store, read_clean(data, _profile(store)), labels)
+    return _images(store, read_clean(data, _profile(store)), labels, {})
 
 
 def _profile(store: CohortStore) -> Profile:
     return Profile(key=store.key, choices=store.choices)
 
 
-def _images(store: CohortStore, clean: Clean, labels: Labels) -> list[NewImage]:
+def _images(store: CohortStore, clean: Clean, labels: Labels, known: Known) -> list[NewImage]:
     patient_key = _patient(store, clean)
-    crop, scans, digests = clean_scans(clean.header, deny=clean.deny)
+    crop, scans, digests = clean_scans(clean.header, deny=clean.deny, known=known)
     origin = _origin(store, clean, digests)
     if not HeldStore(store).trusts(clean.device):
         raise QuarantineError(Code.DEVICE_UNKNOWN)
@@ -173,14 +174,20 @@ def _new_images(store: CohortStore, clean: Clean, patient_key: str, found: "_Sca
     ]
 
 
-def to_look_at(store: CohortStore, data: bytes, labels: Labels) -> Held:
+def to_look_at(store: CohortStore, data: bytes, labels: Labels, *, known: Known | None = None) -> Held:
     """What a person is shown of an object that waits, and what its admission needs: unchecked pixels, of the scan region where there is one.
+
+    Args:
+        store: The node's cohort.
+        data: The file.
+        labels: What is known of its label.
+        known: What was found in its frames before.
 
     Raises:
         QuarantineError: there is nothing that a person could release.
     """
     clean = read_clean(data, _profile(store))
-    patient_key, found = _patient(store, clean), _shown(clean.header, deny=clean.deny)
+    patient_key, found = _patient(store, clean), _shown(clean.header, deny=clean.deny, known=known)
     origin = _origin(store, clean, found.digests)
     try:
         return Held(images=tuple(_new_images(store, clean, patient_key, found, origin, _label(clean, labels))))
@@ -197,7 +204,7 @@ class _Scans(NamedTuple):
     digests: list[str]
 
 
-def _shown(header: Dataset, *, deny: Collection[str]) -> _Scans:
+def _shown(header: Dataset, *, deny: Collection[str], known: Known | None = None) -> _Scans:
     """Frames as ``clean_scans`` has them, what was found masked too, but in their colours and unchecked; whole where no scan region can be
     relied on."""
     check_described(header)
@@ -207,15 +214,16 @@ def _shown(header: Dataset, *, deny: Collection[str]) -> _Scans:
         keep, hide = [Rectangle(0, 0, header.Columns, header.Rows)], []
     whole = [frame for _, frame in frames(header)]
     parts = [only_scan(frame, keep=keep, hide=hide) for frame in whole]
-    return _Scans(hull(keep), covered(parts, deny=deny), [_digest(frame) for frame in whole])
+    return _Scans(hull(keep), covered(parts, deny=deny, known=known), [_digest(frame) for frame in whole])
 
 
-def clean_scans(header: Dataset, *, deny: Collection[str] = ()) -> tuple[Rectangle, list[Gray], list[str]]:
+def clean_scans(header: Dataset, *, deny: Collection[str] = (), known: Known | None = None) -> tuple[Rectangle, list[Gray], list[str]]:
     """Where the scan lies in a frame; the chosen frames, cleaned and cropped to it; the digest of each frame as it came.
 
     Args:
         header: As ``read_clean`` gives it.
         deny: The words of ``Clean.deny``.
+        known: What was found in its frames before; what is found now is added.
 
     Raises:
         QuarantineError: the object must wait.
@@ -230,7 +238,7 @@ def clean_scans(header: Dataset, *, deny: Collection[str] = ()) -> tuple[Rectang
         check_modes(part, scans[-1])
         colours.append(chroma(part))
         digests.append(_digest(frame))
-    return hull(keep), [check_scan(gray) for gray in clean_pixels(scans, chroma=colours, deny=deny)], digests
+    return hull(keep), [check_scan(gray) for gray in clean_pixels(scans, chroma=colours, deny=deny, known=known)], digests
 
 
 def _digest(frame: NDArray[np.uint8]) -> str:

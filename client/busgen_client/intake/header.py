@@ -48,11 +48,13 @@ TRANSFER_SYNTAXES = frozenset(
     }
 )
 
-# Limits against bombs: a megabyte of empty items takes a parser seconds. A clip of 1,000 frames has some thousand fragments, each an item.
-ITEMS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")  # Item (FFFE,E000), little and big endian; PS3.5 section 7.5
-MOST_ITEMS = 20_000
-MOST_ATTRIBUTES = 10_000  # PS3.6 has half as many
+# Limits against bombs. A parser takes 20 µs for an attribute or item, and each takes it a read or two; PS3.6 has 5,000 attributes.
+MOST_READS = 60_000
+MOST_ATTRIBUTES = 10_000
 LARGEST_VALUE = 256 * 1024  # bytes; twice the largest palette
+MOST_NESTED = 2**20  # bytes of values that may hold attributes themselves
+MOST_BYTES = 2**23  # of all values, pixels not counted
+NESTING = frozenset({None, "SQ", "UN"})  # None: implicit VR, not looked up yet
 PIXEL_GROUP = 0x7FE0
 
 
@@ -125,15 +127,30 @@ def read_identity(data: bytes) -> Identity:
         return _identity(full)
 
 
+class _Counted(io.BytesIO):
+    """Bytes that may be read in so many steps only."""
+
+    left = MOST_READS
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """As of any file.
+
+        Raises:
+            QuarantineError: too many steps.
+        """
+        self.left -= 1
+        if self.left < 0:
+            raise QuarantineError(Code.DICOM_INVALID)
+        return super().read(size)
+
+
 @contextmanager
 def _parsed(data: bytes) -> Iterator[Dataset]:
     """The full header; whatever goes wrong with it inside the block is one of our own errors outside."""
     with quietly():
         _check_transfer_syntax(data)
-        if sum(data.count(item) for item in ITEMS) > MOST_ITEMS:
-            raise QuarantineError(Code.DICOM_INVALID)
         try:
-            yield _bounded(dcmread(io.BytesIO(data), force=False))
+            yield _bounded(dcmread(_Counted(data), force=False))
         except BusgenError:
             raise
         except Exception:  # a parser of untrusted bytes raises whatever it likes, and its text may quote the header
@@ -141,13 +158,24 @@ def _parsed(data: bytes) -> Iterator[Dataset]:
 
 
 def _bounded(full: Dataset) -> Dataset:
-    """The header without attributes that are larger than any that intake reads; vendors keep raw data of many megabytes in private ones."""
+    """The header without attributes that are larger than any that intake reads; vendors keep raw data of many megabytes in private ones.
+
+    Raises:
+        QuarantineError: what is left would still take seconds to look through.
+    """
     if len(full) > MOST_ATTRIBUTES:
         raise QuarantineError(Code.DICOM_INVALID)
+    nested = total = 0
     for tag in list(full.keys()):
-        value = full.get_item(tag).value
-        if tag.group != PIXEL_GROUP and isinstance(value, bytes) and len(value) > LARGEST_VALUE:
+        element = full.get_item(tag)
+        size = len(element.value) if tag.group != PIXEL_GROUP and isinstance(element.value, bytes) else 0
+        if size > LARGEST_VALUE:
             del full[tag]
+            continue
+        total += size
+        nested += size if element.VR in NESTING else 0
+    if total > MOST_BYTES or nested > MOST_NESTED:
+        raise QuarantineError(Code.DICOM_INVALID)
     return full
 
 

@@ -11,7 +11,7 @@ Guarantees:
     - An auditor, no proof: text that neither finder sees stays (bench/burned_in_text.py says how much that is).
 """
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +20,9 @@ from scipy import ndimage
 
 from busgen_client.intake.findings import Code, QuarantineError
 from busgen_client.intake.frames import SMALLEST_SIDE, Gray, Rectangle, luma
+from busgen_client.intake.frames import chroma as chroma_of
 from busgen_client.intake.furniture import Mask, filled, overlays, steps
+from busgen_core.digests import sha256_bytes
 from busgen_privacy.ocr import Piece, View, find_text, lines
 from busgen_privacy.ocr.pieces import merged
 from busgen_privacy.pixel_text import SHORTEST, SURE, Reads, reads
@@ -51,19 +53,23 @@ class Found:
     judged: tuple[Reads, ...]
 
 
-def clean(frames: Sequence[Gray], *, chroma: Sequence[Gray | None], deny: Collection[str] = ()) -> list[Gray]:
+Known = MutableMapping[str, Found]  # of one object: what was found by digest of the frame, so that no frame is read twice
+
+
+def clean(frames: Sequence[Gray], *, chroma: Sequence[Gray | None], deny: Collection[str] = (), known: Known | None = None) -> list[Gray]:
     """The frames of one object without text and furniture. A place that is masked in one frame of a clip is masked in all.
 
     Args:
         frames: uint8 [rows, columns] each, all of one shape, cropped to the scan and black outside it.
         chroma: For each, as ``furniture.overlays`` takes it.
         deny: This header's own words, as ``deidentify.deny_words`` gives them.
+        known: What was found in this object's frames before; what is found now is added.
 
     Raises:
         QuarantineError: text-over-scan or text-left.
         UnavailableError: no text recognition is installed.
     """
-    found = [find(gray, chroma=colour, deny=deny) for gray, colour in zip(frames, chroma, strict=True)]
+    found = [_found(gray, colour, deny, known) for gray, colour in zip(frames, chroma, strict=True)]
     mask = np.logical_or.reduce([each.mask for each in found])
     if mask.mean() > MOST:
         raise QuarantineError(Code.TEXT_OVER_SCAN)
@@ -74,20 +80,29 @@ def clean(frames: Sequence[Gray], *, chroma: Sequence[Gray | None], deny: Collec
     return done
 
 
-def covered(frames: Sequence[NDArray[np.uint8]], *, deny: Collection[str] = ()) -> list[NDArray[np.uint8]]:
+def covered(frames: Sequence[NDArray[np.uint8]], *, deny: Collection[str] = (), known: Known | None = None) -> list[NDArray[np.uint8]]:
     """The frames with all that was found filled, and nothing promised of the rest: for a person to look at and decide.
 
     Args:
         frames: uint8 [rows, columns] or [rows, columns, 3] each, all of one shape; one too small to be looked at comes back black.
-        deny: As in ``clean``.
+        deny, known: As in ``clean``.
 
     Raises:
         UnavailableError: no text recognition is installed.
     """
     if min(frames[0].shape[:2]) < SMALLEST_SIDE:
         return [np.zeros_like(frame) for frame in frames]
-    mask = np.logical_or.reduce([find(luma(frame), deny=deny).mask for frame in frames])
+    mask = np.logical_or.reduce([_found(luma(frame), chroma_of(frame), deny, known).mask for frame in frames])
     return [filled(frame, mask) for frame in frames]
+
+
+def _found(gray: Gray, chroma: Gray | None, deny: Collection[str], known: Known | None) -> Found:
+    if known is None:
+        return find(gray, chroma=chroma, deny=deny)
+    digest = sha256_bytes(repr(gray.shape).encode() + gray.tobytes() + (b"" if chroma is None else chroma.tobytes()))
+    if digest not in known:
+        known[digest] = find(gray, chroma=chroma, deny=deny)
+    return known[digest]
 
 
 def find(gray: Gray, *, chroma: Gray | None = None, deny: Collection[str] = ()) -> Found:

@@ -15,7 +15,7 @@ from busgen_client.cohort import CohortStore, NewImage, Role
 from busgen_client.held import Held
 from busgen_client.intake.findings import Code, IntakeResult, QuarantineError
 from busgen_client.intake.frames import Box, Gray, check_scan, chroma, decode_picture, mask_box, to_gray
-from busgen_client.intake.masking import clean, covered
+from busgen_client.intake.masking import Known, clean, covered
 from busgen_client.intake.modes import check_modes
 from busgen_client.intake.run import Source, take_in
 from busgen_core.digests import sha256_bytes
@@ -55,14 +55,15 @@ def _sources(store: CohortStore, folder: Path, rows: list[dict[str, str] | None]
     for line, row in enumerate(rows):
         name = "" if row is None else _row_id(row)
         key = store.key("row", str(folder), name or f"line {line}")
-        yield Source(key=key, read=partial(_read, store, folder, row), show=partial(_to_look_at, store, folder, row))
+        known: Known = {}
+        yield Source(key=key, read=partial(_read, store, folder, row, known), show=partial(_to_look_at, store, folder, row, known))
 
 
 def _row_id(row: Mapping[str, str]) -> str:
     return row.get("image_id") or row["file"]
 
 
-def _read(store: CohortStore, folder: Path, row: Mapping[str, str] | None) -> list[NewImage] | int | None:
+def _read(store: CohortStore, folder: Path, row: Mapping[str, str] | None, known: Known) -> list[NewImage] | int | None:
     """The clean image of one row; 1 if it is in the cohort already; None if its role keeps it out."""
     if row is None:
         raise QuarantineError(Code.ROW_MALFORMED)
@@ -81,11 +82,11 @@ def _read(store: CohortStore, folder: Path, row: Mapping[str, str] | None) -> li
     if store.holds(_source_key(store, row, content), patient_key, ROLES[role]):
         return 1
     check_modes(frame, gray)
-    [scan] = clean([gray], chroma=[chroma(frame)], deny=deny_words(_identifiers(row)))
+    [scan] = clean([gray], chroma=[chroma(frame)], deny=deny_words(_identifiers(row)), known=known)
     return [_image(store, row, content, check_scan(scan), patient_key=patient_key, pathology=pathology, box=box)]
 
 
-def _to_look_at(store: CohortStore, folder: Path, row: Mapping[str, str] | None) -> Held | None:
+def _to_look_at(store: CohortStore, folder: Path, row: Mapping[str, str] | None, known: Known) -> Held | None:
     """What a person is shown of a row that waits; a label or box that cannot be used is left for the person to give.
 
     Raises:
@@ -94,7 +95,7 @@ def _to_look_at(store: CohortStore, folder: Path, row: Mapping[str, str] | None)
     if row is None or row.get("role", "").lower() not in ROLES:
         return None
     content, patient_key = content_in(folder, row["file"]), _patient(store, row)
-    [frame] = covered([decode_picture(content)], deny=deny_words(_identifiers(row)))
+    [frame] = covered([decode_picture(content)], deny=deny_words(_identifiers(row)), known=known)
     try:
         pathology, box = _label(row), _box(folder, row.get("mask_file", ""), frame.shape[:2])
     except QuarantineError as refused:

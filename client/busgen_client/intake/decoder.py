@@ -1,0 +1,172 @@
+"""Compressed frames are decoded in a process of their own: what a decoder does to untrusted bytes, it does not do to the node.
+
+GDCM ends the process that calls it on some damaged streams, and a stream can be made to take minutes or gigabytes. The child has no more than
+``MEMORY`` and ``SECONDS`` for a frame, writes no file and no core image, says nothing, and ends with its parent. Only bytes come back, exactly
+as many as the header promised: nothing of a child that was taken over is parsed or unpickled.
+
+The parent's side is ``decoded``; ``python -m busgen_client.intake.decoder`` is the child's.
+"""
+
+import atexit
+import io
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import Dataset, dcmread
+from pydicom.encaps import encapsulate
+from pydicom.pixels.utils import iter_pixels
+
+SECONDS = 4.0  # of wall time for one frame; a frame of 16 million pixels takes 1 s
+MORE_SECONDS = 20.0  # for the child to start, on a loaded machine
+MEMORY = 2**30  # bytes over what the child has after loading; 16 million RGB pixels, twice, are a tenth
+DESCRIBE = ("SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit")
+
+
+class DecoderError(Exception):
+    """The child ended, refused, or answered something else than a frame. Its text is ours, never the decoder's."""
+
+
+class Decoder:
+    """A child process, started at first use and again after each end. One frame at a time; threads wait for each other.
+
+    Args:
+        seconds: Wall time that a frame may take.
+    """
+
+    def __init__(self, seconds: float = SECONDS) -> None:
+        self._seconds, self._lock = seconds, threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._line: socket.socket | None = None
+
+    def decoded(self, header: Dataset, stream: bytes) -> NDArray[np.integer]:
+        """One frame: uint8 or uint16 [rows, columns], or [rows, columns, 3] as RGB.
+
+        Args:
+            header: Describes the frame, as ``decode.check_described`` takes it.
+            stream: One compressed frame.
+
+        Raises:
+            DecoderError: the frame cannot be decoded, or not within the limits.
+        """
+        shape = (header.Rows, header.Columns, *([header.SamplesPerPixel] if header.SamplesPerPixel > 1 else []))
+        kind = np.dtype(np.uint8 if header.BitsAllocated == 8 else np.uint16)
+        with self._lock:
+            try:
+                answer = self._asked(_question(header, stream), int(np.prod(shape)) * kind.itemsize)
+            except (OSError, DecoderError):
+                self._stop()
+                raise DecoderError("the decoder ended, or did not keep to its limits") from None
+        if not answer:
+            raise DecoderError("the frame does not decode")
+        return np.frombuffer(answer, kind).reshape(shape)
+
+    def _asked(self, question: bytes, size: int) -> bytearray:
+        line = self._line or self._start()
+        line.settimeout(self._seconds + 1)  # beyond the child's own alarm
+        line.sendall(len(question).to_bytes(8, "big") + question)
+        if (told := int.from_bytes(_exactly(line, 8), "big")) not in (0, size):
+            raise DecoderError("the answer is not of the promised size")
+        return _exactly(line, told)
+
+    def _start(self) -> socket.socket:
+        self._line, theirs = socket.socketpair()
+        command = [sys.executable, "-m", "busgen_client.intake.decoder", str(self._seconds)]
+        with theirs:
+            self._process = subprocess.Popen(command, stdin=theirs.fileno(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self._line.settimeout(MORE_SECONDS)
+        _exactly(self._line, 1)
+        return self._line
+
+    def _stop(self) -> None:
+        if self._line is not None:
+            self._line.close()
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+        self._line = self._process = None
+
+    def close(self) -> None:
+        """End the child."""
+        with self._lock:
+            self._stop()
+
+
+def _question(header: Dataset, stream: bytes) -> bytes:
+    """A file with this frame alone, and of the header only what decoding needs."""
+    asked, out = Dataset(), io.BytesIO()
+    for keyword in DESCRIBE:
+        if keyword in header:
+            asked.add(header[keyword])
+    asked.PixelRepresentation, asked.file_meta, asked.PixelData = 0, header.file_meta, encapsulate([stream])
+    asked["PixelData"].VR = "OB"
+    asked.save_as(out, enforce_file_format=False)
+    return out.getvalue()
+
+
+def _exactly(line: socket.socket, size: int) -> bytearray:
+    """``size`` bytes of a line.
+
+    Raises:
+        DecoderError: it ended before.
+        OSError: it broke, or was silent for too long.
+    """
+    content, at = bytearray(size), 0
+    with memoryview(content) as view:
+        while at < size:
+            if not (count := line.recv_into(view[at:])):
+                raise DecoderError("the decoder ended")
+            at += count
+    return content
+
+
+_DECODER = Decoder()
+atexit.register(_DECODER.close)
+decoded = _DECODER.decoded
+
+
+def _confined() -> None:
+    """Limits that only the child has."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core image would hold pixels
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    most = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + MEMORY
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+
+
+def _serve(line: socket.socket, seconds: float) -> None:
+    """Answer until the parent is gone. The alarm is not handled: it ends the process, inside a decoder too."""
+    line.sendall(b"+")
+    while True:
+        question = _exactly(line, int.from_bytes(_exactly(line, 8), "big"))
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        try:
+            answer = np.ascontiguousarray(next(iter_pixels(dcmread(io.BytesIO(question), force=True)))).tobytes()
+        except Exception:  # decoders raise whatever they like
+            answer = b""
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        line.sendall(len(answer).to_bytes(8, "big") + answer)
+
+
+def main() -> None:
+    """The child: answers on its standard input, which is a socket."""
+    from PIL import Image
+    from pydicom.pixels.decoders import gdcm  # noqa: F401  (loaded before memory is limited)
+
+    Image.init()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    os.chdir("/")
+    _confined()
+    with socket.socket(fileno=os.dup(0)) as line, suppress(OSError, DecoderError):
+        _serve(line, float(sys.argv[1]))
+
+
+if __name__ == "__main__":
+    main()

@@ -20,6 +20,8 @@ from pydicom.uid import JPEG2000, JPEGBaseline8Bit, JPEGLosslessSV1, RLELossless
 
 from busgen_client.intake.decoder import Decoder, DecoderError
 
+SOON = 20.0  # seconds, on a loaded machine
+
 SPECKLE = np.random.default_rng(5).integers(0, 256, (96, 128), dtype=np.uint8)
 
 
@@ -74,7 +76,7 @@ LOSSLESS: dict[str, tuple[str, Callable[[np.ndarray], bytes], np.ndarray]] = {
 @pytest.mark.parametrize(("syntax", "encode", "frame"), LOSSLESS.values(), ids=LOSSLESS)
 def test_what_comes_back_is_the_frame(decoder: Decoder, syntax: str, encode: Callable[[np.ndarray], bytes], frame: np.ndarray) -> None:
     """A frame without loss comes back bit for bit, in its shape."""
-    assert np.array_equal(decoder.decoded(described(frame, syntax), encode(frame)), frame)
+    assert np.array_equal(decoder.decoded(described(frame, syntax), encode(frame), seconds=SOON), frame)
 
 
 def child(decoder: Decoder) -> psutil.Process:
@@ -85,13 +87,13 @@ def child(decoder: Decoder) -> psutil.Process:
 def test_a_stream_that_ends_the_decoder_ends_nothing_else(decoder: Decoder) -> None:
     """A depth for which GDCM calls terminate costs one frame; the next is decoded, by another child."""
     good, frame = described(SPECKLE, JPEG2000), jpeg2000(SPECKLE)
-    decoder.decoded(good, frame)
+    decoder.decoded(good, frame, seconds=SOON)
     first = child(decoder)
     bad = described(SPECKLE, JPEGLosslessSV1)
     bad.BitsStored, bad.HighBit = 7, 6
     with pytest.raises(DecoderError, match="limits"):
-        decoder.decoded(bad, lossless_jpeg())
-    assert np.array_equal(decoder.decoded(good, frame), SPECKLE)
+        decoder.decoded(bad, lossless_jpeg(), seconds=SOON)
+    assert np.array_equal(decoder.decoded(good, frame, seconds=SOON), SPECKLE)
     assert child(decoder) != first
     assert not first.is_running()
 
@@ -106,32 +108,32 @@ def lossless_jpeg() -> bytes:
 
 def test_lossless_jpeg_decodes_in_its_own_depth(decoder: Decoder) -> None:
     """The stream of the test above is a good one: only the depth that is said of it is wrong."""
-    assert (decoder.decoded(described(SPECKLE, JPEGLosslessSV1), lossless_jpeg()) == 128).all()
+    assert (decoder.decoded(described(SPECKLE, JPEGLosslessSV1), lossless_jpeg(), seconds=SOON) == 128).all()
 
 
 def test_a_child_that_takes_too_long_ends_by_itself() -> None:
     """The alarm ends it inside the decoder, and a frame that needs less is decoded afterwards."""
     big = np.random.default_rng(1).integers(0, 256, (2048, 2048), dtype=np.uint8)
-    quick = Decoder(seconds=0.15)
+    quick = Decoder()
     try:
         began = time.monotonic()
         with pytest.raises(DecoderError):
-            quick.decoded(described(big, JPEG2000), jpeg2000(big))
+            quick.decoded(described(big, JPEG2000), jpeg2000(big), seconds=0.15)
         assert time.monotonic() - began < 15
-        assert np.array_equal(quick.decoded(described(SPECKLE, JPEG2000), jpeg2000(SPECKLE)), SPECKLE)
+        assert np.array_equal(quick.decoded(described(SPECKLE, JPEG2000), jpeg2000(SPECKLE), seconds=SOON), SPECKLE)
     finally:
         quick.close()
 
 
 def test_a_child_that_stands_still_is_ended() -> None:
     """Stopped, so that no alarm reaches it: the parent waits a second longer than the child may take, and ends it."""
-    decoder = Decoder(seconds=0.5)
+    decoder = Decoder()
     try:
-        decoder.decoded(described(SPECKLE, JPEG2000), jpeg2000(SPECKLE))
+        decoder.decoded(described(SPECKLE, JPEG2000), jpeg2000(SPECKLE), seconds=SOON)
         still = child(decoder)
         still.send_signal(signal.SIGSTOP)
         with pytest.raises(DecoderError):
-            decoder.decoded(described(SPECKLE, JPEG2000), jpeg2000(SPECKLE))
+            decoder.decoded(described(SPECKLE, JPEG2000), jpeg2000(SPECKLE), seconds=0.5)
         assert not still.is_running()
     finally:
         decoder.close()
@@ -141,12 +143,12 @@ def test_the_size_is_the_header_s_or_nothing_comes_back(decoder: Decoder) -> Non
     """A stream of other rows and columns than the header says, but of the same total, is refused too where its shape is told by the decoder."""
     for shape in ((96, 127), (100, 128)):
         with pytest.raises(DecoderError, match=r"does not decode|limits"):
-            decoder.decoded(described(np.zeros(shape, np.uint8), JPEG2000), jpeg2000(SPECKLE))
+            decoder.decoded(described(np.zeros(shape, np.uint8), JPEG2000), jpeg2000(SPECKLE), seconds=SOON)
 
 
 def test_the_child_may_not_write_grow_or_leave_a_core_image(decoder: Decoder) -> None:
     """Its limits, as the kernel has them."""
-    decoder.decoded(described(SPECKLE, JPEG2000), jpeg2000(SPECKLE))
+    decoder.decoded(described(SPECKLE, JPEG2000), jpeg2000(SPECKLE), seconds=SOON)
     limits = child(decoder)
     assert limits.rlimit(psutil.RLIMIT_CORE) == limits.rlimit(psutil.RLIMIT_FSIZE) == (0, 0)
     most, _ = limits.rlimit(psutil.RLIMIT_AS)
@@ -157,7 +159,7 @@ def test_the_child_ends_with_its_parent() -> None:
     """A node that is killed leaves no decoder behind."""
     script = (
         "import os, time, numpy as np; from tests.client import test_intake_decoder as t; d = t.Decoder(); "
-        "d.decoded(t.described(t.SPECKLE, t.JPEG2000), t.jpeg2000(t.SPECKLE)); print(d._process.pid, flush=True); time.sleep(60)"
+        "d.decoded(t.described(t.SPECKLE, t.JPEG2000), t.jpeg2000(t.SPECKLE), seconds=20); print(d._process.pid, flush=True); time.sleep(60)"
     )
     parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2], env=dict(os.environ))
     assert parent.stdout is not None
@@ -178,4 +180,4 @@ def test_damaged_streams_cost_their_own_frame_only(decoder: Decoder) -> None:
         for at in rng.integers(0, len(damaged), 6):
             damaged[at] = rng.integers(256)
         with suppress(DecoderError):
-            assert decoder.decoded(described(SPECKLE, syntax), bytes(damaged)).shape == SPECKLE.shape
+            assert decoder.decoded(described(SPECKLE, syntax), bytes(damaged), seconds=SOON).shape == SPECKLE.shape

@@ -1,6 +1,7 @@
 """From an allow-listed header to frames. pydicom decodes, compressed frames in a process of their own (``decoder``); which decoders exist is
 the installation's matter."""
 
+import time
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -18,6 +19,7 @@ from busgen_client.intake.frames import MAX_PIXELS
 from busgen_client.intake.header import quietly
 
 FRAMES = 8  # at most so many of a clip; neighbours look alike
+SECONDS = 4.5  # of wall time to decode the frames of one object; eight of a million pixels each take half a second
 MOST_FRAMES = 10_000  # a header that states more is not believed
 SAMPLES = {"MONOCHROME1": 1, "MONOCHROME2": 1, "PALETTE COLOR": 1, "RGB": 3, "YBR_FULL": 3, "YBR_FULL_422": 3, "YBR_RCT": 3, "YBR_ICT": 3}
 
@@ -80,11 +82,14 @@ def _decoded(header: Dataset, wanted: Sequence[int], count: int) -> Iterator[NDA
     if not syntax.is_compressed:
         yield from (np.asarray(frame) for frame in iter_pixels(header, indices=list(wanted)))
         return
+    end = time.monotonic() + SECONDS
     for index in wanted:
         stream = get_frame(header.PixelData, index, number_of_frames=count)
         if syntax != RLELossless and stated_size(stream) != (header.Rows, header.Columns):  # RLE, like raw pixels, states none
             raise QuarantineError(Code.PIXELS_LIE)
-        yield decoded(header, stream)
+        if (left := end - time.monotonic()) <= 0:
+            raise QuarantineError(Code.PIXELS_UNDECODABLE)
+        yield decoded(header, stream, seconds=left)
 
 
 def _to_uint8(frame: NDArray[np.integer], header: Dataset) -> NDArray[np.uint8]:

@@ -1,8 +1,8 @@
 """Compressed frames are decoded in a process of their own: what a decoder does to untrusted bytes, it does not do to the node.
 
 GDCM ends the process that calls it on some damaged streams, and a stream can be made to take minutes or gigabytes. The child has no more than
-``MEMORY`` and ``SECONDS`` for a frame, writes no file and no core image, says nothing, and ends with its parent. Only bytes come back, exactly
-as many as the header promised: nothing of a child that was taken over is parsed or unpickled.
+``MEMORY``, and the time that it is given for a frame; it writes no file and no core image, says nothing, and ends with its parent. Only bytes
+come back, exactly as many as the header promised: nothing of a child that was taken over is parsed or unpickled.
 
 The parent's side is ``decoded``; ``python -m busgen_client.intake.decoder`` is the child's.
 """
@@ -13,6 +13,7 @@ import os
 import resource
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -25,9 +26,9 @@ from pydicom import Dataset, dcmread
 from pydicom.encaps import encapsulate
 from pydicom.pixels.utils import iter_pixels
 
-SECONDS = 4.0  # of wall time for one frame; a frame of 16 million pixels takes 1 s
 MORE_SECONDS = 20.0  # for the child to start, on a loaded machine
 MEMORY = 2**30  # bytes over what the child has after loading; 16 million RGB pixels, twice, are a tenth
+HEAD = struct.Struct(">dQ")  # of a question: seconds, and bytes that follow
 DESCRIBE = ("SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit")
 
 
@@ -36,23 +37,20 @@ class DecoderError(Exception):
 
 
 class Decoder:
-    """A child process, started at first use and again after each end. One frame at a time; threads wait for each other.
+    """A child process, started at first use and again after each end. One frame at a time; threads wait for each other."""
 
-    Args:
-        seconds: Wall time that a frame may take.
-    """
-
-    def __init__(self, seconds: float = SECONDS) -> None:
-        self._seconds, self._lock = seconds, threading.Lock()
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._line: socket.socket | None = None
 
-    def decoded(self, header: Dataset, stream: bytes) -> NDArray[np.integer]:
+    def decoded(self, header: Dataset, stream: bytes, *, seconds: float) -> NDArray[np.integer]:
         """One frame: uint8 or uint16 [rows, columns], or [rows, columns, 3] as RGB.
 
         Args:
             header: Describes the frame, as ``decode.check_described`` takes it.
             stream: One compressed frame.
+            seconds: Wall time that it may take, above 0.
 
         Raises:
             DecoderError: the frame cannot be decoded, or not within the limits.
@@ -61,25 +59,27 @@ class Decoder:
         kind = np.dtype(np.uint8 if header.BitsAllocated == 8 else np.uint16)
         with self._lock:
             try:
-                answer = self._asked(_question(header, stream), int(np.prod(shape)) * kind.itemsize)
-            except (OSError, DecoderError):
+                answer = self._asked(_question(header, stream), seconds, int(np.prod(shape)) * kind.itemsize)
+            except BaseException as error:  # an interrupted line is out of step
                 self._stop()
-                raise DecoderError("the decoder ended, or did not keep to its limits") from None
+                if isinstance(error, OSError | DecoderError):
+                    raise DecoderError("the decoder ended, or did not keep to its limits") from None
+                raise
         if not answer:
             raise DecoderError("the frame does not decode")
         return np.frombuffer(answer, kind).reshape(shape)
 
-    def _asked(self, question: bytes, size: int) -> bytearray:
+    def _asked(self, question: bytes, seconds: float, size: int) -> bytearray:
         line = self._line or self._start()
-        line.settimeout(self._seconds + 1)  # beyond the child's own alarm
-        line.sendall(len(question).to_bytes(8, "big") + question)
+        line.settimeout(seconds + 1)  # beyond the child's own alarm
+        line.sendall(HEAD.pack(seconds, len(question)) + question)
         if (told := int.from_bytes(_exactly(line, 8), "big")) not in (0, size):
             raise DecoderError("the answer is not of the promised size")
         return _exactly(line, told)
 
     def _start(self) -> socket.socket:
         self._line, theirs = socket.socketpair()
-        command = [sys.executable, "-m", "busgen_client.intake.decoder", str(self._seconds)]
+        command = [sys.executable, "-m", "busgen_client.intake.decoder"]
         with theirs:
             self._process = subprocess.Popen(command, stdin=theirs.fileno(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         self._line.settimeout(MORE_SECONDS)
@@ -138,14 +138,17 @@ def _confined() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core image would hold pixels
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     most = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + MEMORY
+    _, allowed = resource.getrlimit(resource.RLIMIT_AS)
+    most = most if allowed == resource.RLIM_INFINITY else min(most, allowed)
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 
-def _serve(line: socket.socket, seconds: float) -> None:
+def _serve(line: socket.socket) -> None:
     """Answer until the parent is gone. The alarm is not handled: it ends the process, inside a decoder too."""
     line.sendall(b"+")
     while True:
-        question = _exactly(line, int.from_bytes(_exactly(line, 8), "big"))
+        seconds, size = HEAD.unpack(_exactly(line, HEAD.size))
+        question = _exactly(line, size)
         signal.setitimer(signal.ITIMER_REAL, seconds)
         try:
             answer = np.ascontiguousarray(next(iter_pixels(dcmread(io.BytesIO(question), force=True)))).tobytes()
@@ -165,7 +168,7 @@ def main() -> None:
     os.chdir("/")
     _confined()
     with socket.socket(fileno=os.dup(0)) as line, suppress(OSError, DecoderError):
-        _serve(line, float(sys.argv[1]))
+        _serve(line)
 
 
 if __name__ == "__main__":

@@ -67,9 +67,14 @@ def to_gray(frame: NDArray[np.uint8]) -> Gray:
     """
     if frame.ndim == 2:
         return frame
-    if (_chroma(frame) > CHROMA).mean() >= COLOUR_SHARE:
+    if coloured(_chroma(frame)):
         raise QuarantineError(Code.COLOUR)
     return luma(frame)
+
+
+def coloured(chroma: Gray) -> bool:
+    """Whether colour means something in a frame of this chroma, rather than tinting its overlays."""
+    return bool((chroma > CHROMA).mean() >= COLOUR_SHARE)
 
 
 def luma(frame: NDArray[np.uint8]) -> Gray:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from busgen_client.intake.findings import Code, QuarantineError
-from busgen_client.intake.frames import SMALLEST_SIDE, Gray, Rectangle, luma
+from busgen_client.intake.frames import SMALLEST_SIDE, Gray, Rectangle, coloured, luma
 from busgen_client.intake.frames import chroma as chroma_of
 from busgen_client.intake.furniture import Mask, filled, overlays, steps
 from busgen_core.digests import sha256_bytes
@@ -92,8 +92,14 @@ def covered(frames: Sequence[NDArray[np.uint8]], *, deny: Collection[str] = (), 
     """
     if min(frames[0].shape[:2]) < SMALLEST_SIDE:
         return [np.zeros_like(frame) for frame in frames]
-    mask = np.logical_or.reduce([_found(luma(frame), chroma_of(frame), deny, known).mask for frame in frames])
+    mask = np.logical_or.reduce([_found(luma(frame), _tint(frame), deny, known).mask for frame in frames])
     return [filled(frame, mask) for frame in frames]
+
+
+def _tint(frame: NDArray[np.uint8]) -> Gray | None:
+    """Chroma by which overlays are known; None where colour means something, and a person is to see it."""
+    chroma = chroma_of(frame)
+    return None if chroma is None or coloured(chroma) else chroma
 
 
 def _found(gray: Gray, chroma: Gray | None, deny: Collection[str], known: Known | None) -> Found:

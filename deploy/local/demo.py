@@ -16,9 +16,10 @@ from rich.table import Table
 from tqdm import tqdm
 
 import busgen_core
-from busgen_client.cohort import CohortStore
+from busgen_client.cohort import open_cohort
 from busgen_client.database import open_store as open_node
 from busgen_client.jobs import JobStore
+from busgen_client.settings import load_settings
 from busgen_core.errors import BusgenError, UnavailableError
 from busgen_core.wire import JobState
 from busgen_privacy.cohort import Cohort
@@ -153,12 +154,11 @@ def _site_lines(consortium: Consortium) -> tuple[list[SiteReport], dict[str, tup
     lines: list[SiteReport] = []
     cohorts: dict[str, tuple[Cohort, Cohort]] = {}
     for site in consortium.sites:
-        data = consortium.node_config(site.name).parent / "data"
-        engine = open_node(data)
-        cohort = CohortStore(engine, data)
+        settings = load_settings(consortium.node_config(site.name))
+        cohort = open_cohort(settings)
         cohorts[site.name] = (cohort.load("member"), cohort.load("holdout"))
-        job = JobStore(engine).need(CAMPAIGN)
-        audit_file = data / "jobs" / CAMPAIGN / "audit-local.json"
+        job = JobStore(cohort.engine).need(CAMPAIGN)
+        audit_file = settings.data / "jobs" / CAMPAIGN / "audit-local.json"
         audit = Findings.model_validate_json(audit_file.read_bytes()) if audit_file.exists() else None
         release = releases.get(site.name)
         lines.append(

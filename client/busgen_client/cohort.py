@@ -30,7 +30,8 @@ from sqlalchemy.orm import Session
 from busgen_client import patients
 from busgen_client.cohort_rows import ImageRow, JournalRow, ObjectRow, PatientRow, QuarantineRow, WithdrawnRow
 from busgen_client.database import open_store
-from busgen_client.storage import StorageSettings, Vault, secret_in
+from busgen_client.storage import StorageSettings, Vault
+from busgen_client.storage_keys import secret_in
 from busgen_core.digests import sha256_bytes
 from busgen_core.errors import CorruptImageError, InputError, SealError, StateError, StorageKeyError, UnavailableError
 from busgen_core.files import create_once, write_durably

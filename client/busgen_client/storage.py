@@ -8,77 +8,26 @@ Guarantees: each file has a fresh random nonce (NIST SP 800-38D, 8.2.2: at most 
 sealed; a wrong or missing key is refused before anything is written. Not hidden: names, sizes and times of files, and the rows of node.sqlite.
 """
 
-import base64
 import fcntl
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, Self
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import ValidationError
 
-from busgen_core.errors import ConfigError, SealError, StorageKeyError
+from busgen_client.storage_keys import ID_BYTES, KEY_BYTES, NO_KEY, NONCE_BYTES, TAG_BYTES, KeyRing, StorageSettings, site_key, unwrapped, wrapped
+from busgen_core.errors import SealError, StorageKeyError
 from busgen_core.files import create_once, write_durably
 
+__all__ = ["MAGIC", "OVERHEAD", "StorageSettings", "Vault"]
+
 MAGIC = b"BUSGEN-SEAL-1\n"
-KEY_BYTES, ID_BYTES, NONCE_BYTES, TAG_BYTES = 32, 8, 12, 16  # AES-256-GCM; NIST SP 800-38D, 5.2.1
 OVERHEAD = len(MAGIC) + ID_BYTES + NONCE_BYTES + TAG_BYTES  # bytes that sealing adds
-PASSES, LANES, MEMORY_KIB = 3, 4, 64 * 1024  # Argon2id, the second recommended option of RFC 9106, section 4
-SERVICE = "busgen-node"  # under which the system's key store knows our keys
 KEYRING_FILE, LOCK_FILE = "storage.json", "storage.lock"
-
-
-class StorageSettings(BaseModel):
-    """How files at rest are sealed.
-
-    Attributes:
-        key: Where the site's key comes from. ``none`` seals nothing: for a disk that is encrypted as a whole.
-        key_file: 32 random bytes, made at first use, mode 0600; not given, ``keys/storage.key`` in the data folder. Keep it on another disk,
-            or whoever has a copy of the data folder has the key too.
-        passphrase_file: Holds the passphrase, its last line break not part of it; for instance a credential that systemd hands over at the start.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    key: Literal["none", "file", "passphrase", "keyring"] = "file"
-    key_file: Path | None = None
-    passphrase_file: Path | None = None
-
-    @model_validator(mode="after")
-    def _whole(self) -> Self:
-        if (self.key == "passphrase") != (self.passphrase_file is not None):
-            raise ValueError("passphrase_file belongs to key = 'passphrase'")
-        return self
-
-    def below(self, base: Path) -> "StorageSettings":
-        """The same settings with relative paths resolved against the folder of node.toml."""
-        paths = {"key_file": self.key_file, "passphrase_file": self.passphrase_file}
-        return self.model_copy(update={name: base / path for name, path in paths.items() if path is not None})
-
-
-class _Wrapped(BaseModel):
-    """A data key under the site's key; ``nonce | ciphertext | tag``, hexadecimal."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    id: str
-    wrapped: str
-
-
-class _KeyRing(BaseModel):
-    """``storage.json``. The last key seals; all open."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    version: Literal[1] = 1
-    name: str  # random; names this installation in the system's key store
-    salt: str  # of the passphrase
-    keys: list[_Wrapped]
 
 
 class Vault:
@@ -95,9 +44,8 @@ class Vault:
 
     def __init__(self, data: Path, settings: StorageSettings) -> None:
         self._data, self._file, self._settings = data, data / KEYRING_FILE, settings
-        self._read: tuple[tuple[int, int], _KeyRing, dict[bytes, AESGCM]] | None = None
+        self._read: tuple[tuple[int, int], KeyRing, dict[bytes, AESGCM]] | None = None
         self._known: bytes | None = None
-        self._key_file = settings.key_file or data / "keys" / "storage.key"
 
     @property
     def begun(self) -> bool:
@@ -203,7 +151,7 @@ class Vault:
     def rotate(self) -> None:
         """Seal with a fresh data key from now on; what was sealed before still opens."""
         self.check()
-        ring = self._ring.model_copy(update={"keys": [*self._ring.keys, _wrapped(os.urandom(KEY_BYTES), self._site_key)]})
+        ring = self._ring.model_copy(update={"keys": [*self._ring.keys, wrapped(os.urandom(KEY_BYTES), self._site_key)]})
         self._save(ring)
 
     def forget_unused(self, data: Path) -> int:
@@ -216,7 +164,7 @@ class Vault:
                 self._save(self._ring.model_copy(update={"keys": keys}))
             return dropped
 
-    def _save(self, ring: _KeyRing) -> None:
+    def _save(self, ring: KeyRing) -> None:
         write_durably(self._file, ring.model_dump_json(indent=1).encode())
 
     @property
@@ -228,25 +176,25 @@ class Vault:
         return self._now()[1]
 
     @property
-    def _ring(self) -> _KeyRing:
+    def _ring(self) -> KeyRing:
         return self._now()[0]
 
-    def _now(self) -> tuple[_KeyRing, dict[bytes, AESGCM]]:
+    def _now(self) -> tuple[KeyRing, dict[bytes, AESGCM]]:
         """``storage.json`` as it is now: another process may have put a new data key into it."""
         if not self._file.exists():
             if not self.seals:
-                raise StorageKeyError("a stored file is sealed, and storage.key in node.toml says none; say there where the key is")
+                raise StorageKeyError(NO_KEY)
             self._begin()
         state = self._file.stat()
         version = (state.st_ino, state.st_mtime_ns)
         if self._read is None or self._read[0] != version:
             ring = self._parsed()
-            self._read = version, ring, {bytes.fromhex(key.id): AESGCM(_unwrapped(key, self._key_for(ring))) for key in ring.keys}
+            self._read = version, ring, {bytes.fromhex(key.id): AESGCM(unwrapped(key, self._key_for(ring))) for key in ring.keys}
         return self._read[1], self._read[2]
 
-    def _parsed(self) -> _KeyRing:
+    def _parsed(self) -> KeyRing:
         try:
-            return _KeyRing.model_validate_json(self._file.read_bytes())
+            return KeyRing.model_validate_json(self._file.read_bytes())
         except (OSError, ValidationError):
             raise StorageKeyError("storage.json cannot be read; restore it from the backup, nothing opens without it") from None
 
@@ -257,30 +205,20 @@ class Vault:
         """
         if any(head.startswith(MAGIC) for head in _heads(self._data)):
             raise StorageKeyError("storage.json is missing, and stored files are sealed; restore it from the backup, nothing opens without it")
-        ring = _KeyRing(name=secrets.token_hex(8), salt=os.urandom(16).hex(), keys=[])
-        key = self._read_site_key(ring, create=True)
-        ring.keys.append(_wrapped(os.urandom(KEY_BYTES), key))
+        ring = KeyRing(name=secrets.token_hex(8), salt=os.urandom(16).hex(), keys=[])
+        key = site_key(self._settings, self._data, ring, create=True)
+        ring.keys.append(wrapped(os.urandom(KEY_BYTES), key))
         create_once(self._file, ring.model_dump_json(indent=1).encode())
 
     @property
     def _site_key(self) -> bytes:
         return self._key_for(self._ring)
 
-    def _key_for(self, ring: _KeyRing) -> bytes:
+    def _key_for(self, ring: KeyRing) -> bytes:
         """The site's key, read once: a passphrase is stretched for long."""
         if self._known is None:
-            self._known = self._read_site_key(ring, create=False)
+            self._known = site_key(self._settings, self._data, ring, create=False)
         return self._known
-
-    def _read_site_key(self, ring: _KeyRing, *, create: bool) -> bytes:
-        match self._settings.key:
-            case "passphrase":
-                return _from_passphrase(self._settings.passphrase_file, bytes.fromhex(ring.salt))
-            case "keyring":
-                return _from_key_store(ring.name, create=create)
-            case "file":
-                return _from_file(self._key_file, create=create)
-        raise StorageKeyError("a stored file is sealed, and storage.key in node.toml says none; say there where the key is")
 
 
 def _heads(data: Path) -> set[bytes]:
@@ -298,70 +236,3 @@ def _head(path: Path) -> bytes:
 
 def _bound(head: bytes, role: str, name: str) -> bytes:
     return b"\0".join((head, role.encode(), name.encode()))
-
-
-def _wrapped(key: bytes, site_key: bytes) -> _Wrapped:
-    name, nonce = os.urandom(ID_BYTES), os.urandom(NONCE_BYTES)
-    return _Wrapped(id=name.hex(), wrapped=(nonce + AESGCM(site_key).encrypt(nonce, key, b"data key" + name)).hex())
-
-
-def _unwrapped(key: _Wrapped, site_key: bytes) -> bytes:
-    try:
-        wrapped = bytes.fromhex(key.wrapped)
-        return AESGCM(site_key).decrypt(wrapped[:NONCE_BYTES], wrapped[NONCE_BYTES:], b"data key" + bytes.fromhex(key.id))
-    except (InvalidTag, ValueError):
-        raise StorageKeyError("the key is not the one that the stored files were sealed with; nothing was read or written") from None
-
-
-def _from_file(path: Path, *, create: bool) -> bytes:
-    if create and not path.exists():
-        create_once(path, os.urandom(KEY_BYTES))
-    return secret_in(path, KEY_BYTES, missing="without it no stored file opens, so restore it from the backup")
-
-
-def _from_passphrase(path: Path | None, salt: bytes) -> bytes:
-    try:
-        passphrase = path.read_bytes().removesuffix(b"\n") if path else b""
-    except OSError:
-        raise StorageKeyError("storage.passphrase_file cannot be read; no stored file opens without the passphrase") from None
-    if not passphrase:
-        raise StorageKeyError("storage.passphrase_file is empty; no stored file opens without the passphrase")
-    return Argon2id(salt=salt, length=KEY_BYTES, iterations=PASSES, lanes=LANES, memory_cost=MEMORY_KIB).derive(passphrase)
-
-
-def _from_key_store(name: str, *, create: bool) -> bytes:
-    try:
-        import keyring
-    except ImportError:
-        raise ConfigError("storage.key is keyring, and the package keyring is not installed; install busgen-client[keyring]") from None
-    try:
-        stored = keyring.get_password(SERVICE, name)
-        if stored is None and create:
-            stored = base64.b64encode(os.urandom(KEY_BYTES)).decode()
-            keyring.set_password(SERVICE, name, stored)
-    except keyring.errors.KeyringError as error:
-        raise StorageKeyError(f"the system's key store does not answer ({type(error).__name__}); unlock it") from None
-    if stored is None:
-        raise StorageKeyError("the system's key store has no key for this node; without it no stored file opens, restore it")
-    return base64.b64decode(stored)
-
-
-def secret_in(path: Path, size: int, *, missing: str) -> bytes:
-    """A secret of ``size`` bytes that nobody else may read.
-
-    Args:
-        path: Its file.
-        size: Bytes that it has.
-        missing: What to say where it is not there.
-
-    Raises:
-        StorageKeyError: not there, readable by others, or of another size.
-    """
-    if not path.exists():
-        raise StorageKeyError(f"{path.name} is missing; {missing}")
-    if path.stat().st_mode & 0o077:
-        raise StorageKeyError(f"{path.name} can be read by other users; set its mode to 0600")
-    secret = path.read_bytes()
-    if len(secret) != size:
-        raise StorageKeyError(f"{path.name} does not hold {size} bytes; restore it from the backup")
-    return secret

@@ -44,7 +44,7 @@ class Vault:
 
     def __init__(self, data: Path, settings: StorageSettings) -> None:
         self._data, self._file, self._settings = data, data / KEYRING_FILE, settings
-        self._read: tuple[tuple[int, int], KeyRing, dict[bytes, AESGCM]] | None = None
+        self._read: tuple[tuple[int, int, int], KeyRing, dict[bytes, AESGCM]] | None = None
         self._known: bytes | None = None
 
     @property
@@ -61,8 +61,10 @@ class Vault:
         """Encrypt ``content`` for one place: a role and a name in it; as it is where the site seals nothing."""
         if not self.seals:
             return content
-        head, nonce = MAGIC + self._current, os.urandom(NONCE_BYTES)
-        return head + nonce + self._keys[self._current].encrypt(nonce, content, _bound(head, role, name))
+        ring, keys = self._now()  # looked up once: a rotation may fall between two looks
+        current = bytes.fromhex(ring.keys[-1].id)
+        head, nonce = MAGIC + current, os.urandom(NONCE_BYTES)
+        return head + nonce + keys[current].encrypt(nonce, content, _bound(head, role, name))
 
     def open(self, sealed: bytes, *, role: str, name: str) -> bytes:
         """Decrypt what ``seal`` gave.
@@ -73,7 +75,7 @@ class Vault:
         if not sealed.startswith(MAGIC) or len(sealed) < OVERHEAD:
             raise SealError("a stored file is cut short, or is not sealed; restore it from the backup")
         head, rest = sealed[: len(MAGIC) + ID_BYTES], sealed[len(MAGIC) + ID_BYTES :]
-        cipher = self._keys.get(head[len(MAGIC) :])
+        cipher = self._now()[1].get(head[len(MAGIC) :])
         if cipher is None:
             raise StorageKeyError("a stored file was sealed with a key that storage.json does not have; restore both from one backup")
         try:
@@ -146,38 +148,30 @@ class Vault:
     def check(self) -> None:
         """Return only if the site's key opens the data keys; makes both at first use."""
         if self.seals or self._file.exists():
-            _ = self._keys
+            self._now()
 
     def rotate(self) -> None:
         """Seal with a fresh data key from now on; what was sealed before still opens."""
         self.check()
-        ring = self._ring.model_copy(update={"keys": [*self._ring.keys, wrapped(os.urandom(KEY_BYTES), self._site_key)]})
-        self._save(ring)
+        with self._locked(fcntl.LOCK_EX):
+            ring, _ = self._now()
+            self._save(ring.model_copy(update={"keys": [*ring.keys, wrapped(os.urandom(KEY_BYTES), self._key_for(ring))]}))
 
     def forget_unused(self, data: Path) -> int:
         """Drop the data keys under which no file below ``data`` is sealed, and not the newest; how many."""
         with self._locked(fcntl.LOCK_EX):
-            used = _heads(data)
-            keys = [key for key in self._ring.keys[:-1] if MAGIC + bytes.fromhex(key.id) in used] + self._ring.keys[-1:]
-            dropped = len(self._ring.keys) - len(keys)
-            if dropped:
-                self._save(self._ring.model_copy(update={"keys": keys}))
-            return dropped
+            (ring, _), used = self._now(), _heads(data)
+            keys = [key for key in ring.keys[:-1] if MAGIC + bytes.fromhex(key.id) in used] + ring.keys[-1:]
+            if len(keys) < len(ring.keys):
+                self._save(ring.model_copy(update={"keys": keys}))
+            return len(ring.keys) - len(keys)
 
     def _save(self, ring: KeyRing) -> None:
         write_durably(self._file, ring.model_dump_json(indent=1).encode())
 
     @property
     def _current(self) -> bytes:
-        return bytes.fromhex(self._ring.keys[-1].id)
-
-    @property
-    def _keys(self) -> dict[bytes, AESGCM]:
-        return self._now()[1]
-
-    @property
-    def _ring(self) -> KeyRing:
-        return self._now()[0]
+        return bytes.fromhex(self._now()[0].keys[-1].id)
 
     def _now(self) -> tuple[KeyRing, dict[bytes, AESGCM]]:
         """``storage.json`` as it is now: another process may have put a new data key into it."""
@@ -186,7 +180,7 @@ class Vault:
                 raise StorageKeyError(NO_KEY)
             self._begin()
         state = self._file.stat()
-        version = (state.st_ino, state.st_mtime_ns)
+        version = (state.st_ino, state.st_mtime_ns, state.st_size)
         if self._read is None or self._read[0] != version:
             ring = self._parsed()
             self._read = version, ring, {bytes.fromhex(key.id): AESGCM(unwrapped(key, self._key_for(ring))) for key in ring.keys}
@@ -209,10 +203,6 @@ class Vault:
         key = site_key(self._settings, self._data, ring, create=True)
         ring.keys.append(wrapped(os.urandom(KEY_BYTES), key))
         create_once(self._file, ring.model_dump_json(indent=1).encode())
-
-    @property
-    def _site_key(self) -> bytes:
-        return self._key_for(self._ring)
 
     def _key_for(self, ring: KeyRing) -> bytes:
         """The site's key, read once: a passphrase is stretched for long."""

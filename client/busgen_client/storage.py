@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from pydantic import ValidationError
 
 from busgen_client.storage_keys import ID_BYTES, KEY_BYTES, NO_KEY, NONCE_BYTES, TAG_BYTES, KeyRing, StorageSettings, site_key, unwrapped, wrapped
-from busgen_core.errors import SealError, StorageKeyError
+from busgen_core.errors import SealError, StorageKeyError, UnavailableError
 from busgen_core.files import create_once, write_durably
 
 __all__ = ["MAGIC", "OVERHEAD", "StorageSettings", "Vault"]
@@ -158,7 +158,11 @@ class Vault:
             self._save(ring.model_copy(update={"keys": [*ring.keys, wrapped(os.urandom(KEY_BYTES), self._key_for(ring))]}))
 
     def forget_unused(self, data: Path) -> int:
-        """Drop the data keys under which no file below ``data`` is sealed, and not the newest; how many."""
+        """Drop the data keys under which no file below ``data`` is sealed, and not the newest; how many.
+
+        Raises:
+            UnavailableError: a file or folder below ``data`` cannot be read; no key was dropped.
+        """
         with self._locked(fcntl.LOCK_EX):
             (ring, _), used = self._now(), _heads(data)
             keys = [key for key in ring.keys[:-1] if MAGIC + bytes.fromhex(key.id) in used] + ring.keys[-1:]
@@ -212,16 +216,30 @@ class Vault:
 
 
 def _heads(data: Path) -> set[bytes]:
-    """How the files below a folder begin, links followed."""
-    return {_head(Path(folder) / name) for folder, _, names in os.walk(data, followlinks=True) for name in names}
+    """How the files below a folder begin, links followed.
+
+    Raises:
+        UnavailableError: a file or folder cannot be read, so nobody knows which keys are needed.
+    """
+    try:
+        return {_head(Path(folder) / name) for folder, _, names in os.walk(data, onerror=_unless_gone, followlinks=True) for name in names}
+    except OSError as error:
+        raise UnavailableError(f"a file in the data folder cannot be read ({error.strerror}); no key is made or dropped before it can") from None
 
 
 def _head(path: Path) -> bytes:
     try:
+        if not path.is_file():  # a socket, a link that leads nowhere
+            return b""
         with path.open("rb") as stream:
             return stream.read(len(MAGIC) + ID_BYTES)
-    except OSError:  # gone meanwhile, a socket, a link that leads nowhere
+    except FileNotFoundError:  # gone meanwhile
         return b""
+
+
+def _unless_gone(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def _bound(head: bytes, role: str, name: str) -> bytes:

@@ -12,7 +12,7 @@ from keyring.backend import KeyringBackend
 from keyring.errors import PasswordDeleteError
 
 from busgen_client.storage import MAGIC, OVERHEAD, StorageSettings, Vault
-from busgen_core.errors import BusgenError, ConfigError, SealError, StorageKeyError
+from busgen_core.errors import BusgenError, ConfigError, SealError, StorageKeyError, UnavailableError
 from busgen_core.files import create_once
 
 CONTENT = b"a scan of somebody"
@@ -243,6 +243,19 @@ def test_no_key_is_dropped_while_a_file_is_being_sealed(tmp_path: Path, vault: V
         assert dropping.is_alive()
     dropping.join(10)
     assert not dropping.is_alive()
+
+
+def test_no_key_is_dropped_while_a_file_cannot_be_read(tmp_path: Path, vault: Vault) -> None:
+    """A file that does not read may be sealed under any key, so all are kept; a link that leads nowhere is no such file."""
+    vault.check()
+    vault.rotate()
+    (tmp_path / "unreadable").symlink_to("/proc/self/mem")  # its first byte cannot be read, by root neither
+    with pytest.raises(UnavailableError, match="no key"):
+        vault.forget_unused(tmp_path)
+    assert len(key_names(tmp_path)) == 2
+    (tmp_path / "unreadable").unlink()
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    assert vault.forget_unused(tmp_path) == 1
 
 
 @pytest.mark.parametrize("linked", [False, True])

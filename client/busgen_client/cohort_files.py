@@ -112,7 +112,7 @@ def _of_waiting(store: CohortStore) -> Iterator[tuple[Problem, str]]:
     for file in files:
         try:
             stored = file.path.read_bytes()
-            store.vault.read(file.path, role=file.role, name=file.sealed_name)
+            store.vault.opened(stored, role=file.role, name=file.sealed_name)
         except FileNotFoundError:  # decided on meanwhile
             continue
         except SealError:

@@ -83,14 +83,28 @@ class Vault:
         except InvalidTag:
             raise SealError("a stored file was changed, or lies under another's name; restore it from the backup") from None
 
-    def write(self, path: Path, content: bytes, *, role: str) -> None:
-        """Seal ``content`` for the name of ``path`` and write it so that the name appears only with all bytes behind it, on the disk.
+    def opened(self, stored: bytes, *, role: str, name: str) -> bytes:
+        """The content of a stored file; one from before sealing was switched on is as it is.
+
+        Raises:
+            SealError: as ``open``.
+        """
+        return self.open(stored, role=role, name=name) if stored.startswith(MAGIC) else stored
+
+    def write(self, path: Path, content: bytes, *, role: str, name: str = "") -> None:
+        """Seal ``content`` and write it so that its file's name appears only with all bytes behind it, on the disk.
+
+        Args:
+            path: The file.
+            content: What it shall hold.
+            role: What it is sealed for.
+            name: The name that it is sealed for, if its file has another.
 
         Raises:
             StorageFullError: no room; what was there before still is.
         """
         with self.sealing():
-            write_durably(path, self.seal(content, role=role, name=path.name))
+            write_durably(path, self.seal(content, role=role, name=name or path.name))
 
     @contextmanager
     def sealing(self) -> Iterator[None]:
@@ -109,19 +123,13 @@ class Vault:
             yield
 
     def read(self, path: Path, *, role: str, name: str = "") -> bytes:
-        """What ``write`` wrote; a file from before sealing was switched on is read as it is.
-
-        Args:
-            path: The file.
-            role: What it was sealed for.
-            name: The name that it was sealed for, if its file has another.
+        """What ``write`` wrote, with the same arguments, or ``opened`` gives.
 
         Raises:
             SealError: as ``open``.
             OSError: the file cannot be read.
         """
-        content = path.read_bytes()
-        return self.open(content, role=role, name=name or path.name) if content.startswith(MAGIC) else content
+        return self.opened(path.read_bytes(), role=role, name=name or path.name)
 
     def is_current(self, stored: bytes) -> bool:
         """Whether a stored file is as it would be written now: sealed under the newest key."""
@@ -133,6 +141,7 @@ class Vault:
         Raises:
             SealError, StorageKeyError: it does not open; it is left as it is.
         """
+        name = name or path.name
         with self.sealing():
             try:
                 state, stored = path.stat(), path.read_bytes()
@@ -140,8 +149,7 @@ class Vault:
                 return False
             if self.is_current(stored):
                 return False
-            content = self.open(stored, role=role, name=name or path.name) if stored.startswith(MAGIC) else stored
-            write_durably(path, self.seal(content, role=role, name=name or path.name))
+            write_durably(path, self.seal(self.opened(stored, role=role, name=name), role=role, name=name))
             os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
             return True
 

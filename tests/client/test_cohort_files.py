@@ -1,11 +1,13 @@
 """The cohort at rest: sealed images, verify, encrypt, and what goes wrong on the way."""
 
+import fcntl
 import json
 import os
 import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from sqlalchemy import Delete, Engine, Update, delete, update
 from sqlalchemy.orm import Session
 from typer.testing import CliRunner
 
+from busgen_client import storage
 from busgen_client.cli import app
 from busgen_client.cohort import CohortStore, ImageRow, JournalRow, NewImage, PatientRow, open_cohort
 from busgen_client.cohort_files import Problem, encrypt, verify
@@ -192,18 +195,18 @@ from busgen_client.held import Held, HeldStore
 from busgen_client.intake.spool import Spool
 from busgen_client.quarantine_rows import HeldRow
 from busgen_client.storage import StorageSettings, Vault
-import busgen_client.cohort as cohort
+import busgen_client.storage as storage
 
 data, after = Path(sys.argv[1]), int(sys.argv[2])
 store = CohortStore(open_store(data), data, vault=Vault(data, StorageSettings()))
-count, write = 0, cohort.write_durably
+count, write = 0, storage.write_durably
 def dying(path, content):
     global count
     count += 1
     write(path, content)
     if count == after:
         os._exit(9)
-cohort.write_durably = dying
+storage.write_durably = dying
 encrypt(store, data, progress=False)
 """
 
@@ -231,6 +234,26 @@ def test_a_new_data_key_reaches_every_image(engine: Engine, tmp_path: Path) -> N
     assert heads.isdisjoint(content[:22] for content in contents(tmp_path).values())
     assert len(json.loads((tmp_path / "storage.json").read_text())["keys"]) == 1
     assert verify(sealed(engine, tmp_path), progress=False).found == ()
+
+
+def test_no_key_is_dropped_while_an_image_is_stored(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From sealing an image until its file has its name, the lock is held that dropping keys waits for: when it is added, and sealed anew."""
+    store, held = sealed(engine, tmp_path), list[bool]()
+    plain_write = storage.write_durably
+
+    def looking(path: Path, content: bytes) -> None:
+        if path.suffix == ".sealed":
+            with (tmp_path / storage.LOCK_FILE).open() as lock, suppress(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                held.append(False)
+                return plain_write(path, content)
+            held.append(True)
+        return plain_write(path, content)
+
+    monkeypatch.setattr(storage, "write_durably", looking)
+    fill(store, 1)
+    encrypt(store, tmp_path, rotate=True, progress=False)
+    assert held == [True, True]
 
 
 def waiting(store: CohortStore) -> HeldRow:

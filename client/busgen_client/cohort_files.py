@@ -10,14 +10,12 @@ from enum import StrEnum
 from itertools import chain
 from pathlib import Path
 
-from sqlalchemy import select
-from sqlalchemy.orm import Session
 from tqdm import tqdm
 
 from busgen_client.cohort import SEALED, CohortStore
 from busgen_client.held import ROLE as QUARANTINE
+from busgen_client.held import HeldStore
 from busgen_client.intake.dicom import SPOOL
-from busgen_client.quarantine_rows import HeldRow
 from busgen_client.storage import MAGIC
 from busgen_core.errors import ConfigError, CorruptImageError, SealError
 
@@ -106,9 +104,7 @@ def _waiting(store: CohortStore) -> list[_Waiting]:
 
 
 def _of_waiting(store: CohortStore) -> Iterator[tuple[Problem, str]]:
-    with Session(store.engine) as session:
-        expected = {f"{row.token}-{number}" for row in session.scalars(select(HeldRow)) for number in range(len(row.images))}
-    files = _waiting(store)
+    expected, files = HeldStore(store).files(), _waiting(store)
     for file in files:
         try:
             stored = file.path.read_bytes()
@@ -164,10 +160,19 @@ def encrypt(store: CohortStore, data: Path, *, rotate: bool = False, progress: b
         store.vault.check()
         if rotate:
             store.vault.rotate()
+        _sweep(store)
         rows, files = store.rows(), _waiting(store)
         images = (store.reseal(row) for row in rows)
         others = (store.vault.reseal(file.path, role=file.role, name=file.sealed_name) for file in files)
         done = sum(tqdm(chain(images, others), total=len(rows) + len(files), desc="encrypt", unit="file", disable=not progress))
-        store.vault.forget_unused(data)
+        if HeldStore(store).files() <= {file.path.name for file in files}:  # else what is missing may come back, as a folder that is mounted
+            store.vault.forget_unused(data)
         store.note("storage.encrypted", {"files": done, "rotated": rotate})
     return done
+
+
+def _sweep(store: CohortStore) -> None:
+    """Delete what a crash left half-written of that which waits; while ``intake`` is held, which has swept the images."""
+    HeldStore(store).sweep()
+    for half in (store.data / "spool").glob("*.new"):  # the receiver writes its own elsewhere
+        half.unlink(missing_ok=True)

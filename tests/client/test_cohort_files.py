@@ -284,6 +284,34 @@ def test_a_new_data_key_reaches_what_waits(engine: Engine, tmp_path: Path) -> No
     assert verify(store, progress=False).found == ()
 
 
+def test_half_a_picture_is_swept_and_stops_nothing(engine: Engine, tmp_path: Path) -> None:
+    """What a crash left beside a picture that waits goes with the next sweep, the picture stays; it does not keep 'encrypt' from its end."""
+    store = sealed(engine, tmp_path)
+    row = waiting(store)
+    picture = tmp_path / "quarantine" / f"{row.token}-0"
+    half, half_object = picture.with_name(picture.name + ".new"), tmp_path / "spool" / "x-1.dcm.new"
+    for run in (HeldStore(store).sweep, lambda: encrypt(store, tmp_path, rotate=True, progress=False)):
+        half.write_bytes(picture.read_bytes()[:-1])
+        half_object.write_bytes(b"half")
+        run()
+        assert [file.name for file in (tmp_path / "quarantine").iterdir()] == [picture.name]
+    assert not half_object.exists()
+    assert verify(store, progress=False).found == ()
+
+
+def test_no_key_is_dropped_while_a_picture_is_missing(engine: Engine, tmp_path: Path) -> None:
+    """A folder that is not mounted may come back: the key of its pictures is still there, and goes with the next run."""
+    store = sealed(engine, tmp_path)
+    row = waiting(store)
+    (tmp_path / "quarantine").rename(tmp_path.parent / f"{tmp_path.name}-away")
+    encrypt(store, tmp_path, rotate=True, progress=False)
+    (tmp_path.parent / f"{tmp_path.name}-away").rename(tmp_path / "quarantine")
+    assert HeldStore(store).frame(row, 0).shape == (48, 80)
+    encrypt(store, tmp_path, progress=False)
+    assert len(json.loads((tmp_path / "storage.json").read_text())["keys"]) == 1
+    assert HeldStore(store).frame(row, 0).shape == (48, 80)
+
+
 def test_what_waits_is_looked_at_too(engine: Engine, tmp_path: Path) -> None:
     """Damaged, missing, orphan and unsealed files of quarantine and spool are named."""
     store = sealed(engine, tmp_path)

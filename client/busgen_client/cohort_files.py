@@ -1,6 +1,6 @@
-"""The node's stored pictures against their rows: verify that every one is there and whole, and seal those that are not sealed yet.
+"""What the node stores against its rows: verify that every file is there and whole, and seal those that are not sealed yet.
 
-That is images of the cohort, pictures that wait in quarantine, and objects in the spool.
+That is images of the cohort, pictures that wait in quarantine, objects in the spool, and secrets of one-time codes.
 """
 
 from collections import Counter
@@ -13,6 +13,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from busgen_client.cohort import SEALED, CohortStore
+from busgen_client.console.code_secrets import ROLE as CODES
+from busgen_client.console.code_secrets import CodeSecrets
 from busgen_client.held import ROLE as QUARANTINE
 from busgen_client.held import HeldStore
 from busgen_client.intake.dicom import SPOOL
@@ -37,8 +39,8 @@ class CohortState:
     Attributes:
         images: Rows.
         sealed: Images whose file is sealed.
-        found: ``(problem, what)``: an image's id, or a file's name (those of quarantine and spool with their folder); for a patient the first
-            twelve digits of the key.
+        found: ``(problem, what)``: an image's id, or a file's name (those outside ``images/`` with their folder); for a patient the first twelve
+            digits of the key.
     """
 
     images: int
@@ -64,7 +66,7 @@ def verify(store: CohortStore, *, progress: bool = True) -> CohortState:
     """
     with store.still():
         rows = store.rows()
-        found = [*_of_files(store, progress=progress), *_of_waiting(store), *_of_roles(store)]
+        found = [*_of_files(store, progress=progress), *_of_beside(store), *_of_roles(store)]
         return CohortState(images=len(rows), sealed=sum(row.file.endswith(SEALED) for row in rows), found=tuple(found))
 
 
@@ -85,8 +87,8 @@ def _of_files(store: CohortStore, *, progress: bool) -> Iterator[tuple[Problem, 
 
 
 @dataclass(frozen=True, slots=True)
-class _Waiting:
-    """A file in quarantine or spool, and what it is sealed for."""
+class _Beside:
+    """A file beside the images, and what it is sealed for."""
 
     path: Path
     role: str
@@ -97,14 +99,23 @@ class _Waiting:
         return f"{self.path.parent.name}/{self.path.name}"
 
 
-def _waiting(store: CohortStore) -> list[_Waiting]:
-    pictures = [_Waiting(path, QUARANTINE, path.name) for path in sorted((store.data / "quarantine").glob("*-*"))]
+def _waiting(store: CohortStore) -> list[_Beside]:
+    pictures = [_Beside(path, QUARANTINE, path.name) for path in sorted((store.data / "quarantine").glob("*-*"))]
     objects = [path for path in sorted((store.data / "spool").glob("*")) if path.suffix in (".dcm", ".held")]
-    return pictures + [_Waiting(path, SPOOL, path.stem) for path in objects]
+    return pictures + [_Beside(path, SPOOL, path.stem) for path in objects]
 
 
-def _of_waiting(store: CohortStore) -> Iterator[tuple[Problem, str]]:
-    expected, files = HeldStore(store).files(), _waiting(store)
+def _secrets(store: CohortStore) -> list[_Beside]:
+    return [_Beside(path, CODES, path.stem) for path in sorted((store.data / "accounts").glob("*.secret"))]
+
+
+def _expected(store: CohortStore) -> set[str]:
+    """The files beside the images that rows name."""
+    return {f"quarantine/{name}" for name in HeldStore(store).files()} | {f"accounts/{name}" for name in CodeSecrets(store).files()}
+
+
+def _of_beside(store: CohortStore) -> Iterator[tuple[Problem, str]]:
+    expected, files = _expected(store), [*_waiting(store), *_secrets(store)]
     for file in files:
         try:
             stored = file.path.read_bytes()
@@ -116,9 +127,11 @@ def _of_waiting(store: CohortStore) -> Iterator[tuple[Problem, str]]:
             continue
         if store.vault.seals and not stored.startswith(MAGIC):
             yield Problem.UNSEALED, file.shown
-    pictures = {file.path.name for file in files if file.role == QUARANTINE}
-    yield from ((Problem.MISSING, f"quarantine/{name}") for name in sorted(expected - pictures))
-    yield from ((Problem.ORPHAN, f"quarantine/{name}") for name in sorted(pictures - expected))
+    if store.vault.seals:
+        yield from ((Problem.UNSEALED, f"accounts/{name}") for name in CodeSecrets(store).in_rows())
+    named = {file.shown for file in files if file.role != SPOOL}
+    yield from ((Problem.MISSING, name) for name in sorted(expected - named))
+    yield from ((Problem.ORPHAN, name) for name in sorted(named - expected))
 
 
 def _of_roles(store: CohortStore) -> Iterator[tuple[Problem, str]]:
@@ -134,7 +147,7 @@ def _of_roles(store: CohortStore) -> Iterator[tuple[Problem, str]]:
 
 
 def encrypt(store: CohortStore, data: Path, *, rotate: bool = False, progress: bool = True) -> int:
-    """Seal every image, and all that waits, that is not sealed under the newest key. Stopped half-way, the same call goes on from there.
+    """Seal all that is not sealed under the newest key: images, what waits, secrets of one-time codes. Stopped half-way, it goes on from there.
 
     Returns:
         How many files it sealed.
@@ -165,7 +178,8 @@ def encrypt(store: CohortStore, data: Path, *, rotate: bool = False, progress: b
         images = (store.reseal(row) for row in rows)
         others = (store.vault.reseal(file.path, role=file.role, name=file.sealed_name) for file in files)
         done = sum(tqdm(chain(images, others), total=len(rows) + len(files), desc="encrypt", unit="file", disable=not progress))
-        if HeldStore(store).files() <= {file.path.name for file in files}:  # else what is missing may come back, as a folder that is mounted
+        done += CodeSecrets(store).renew()
+        if _expected(store) <= {file.shown for file in [*_waiting(store), *_secrets(store)]}:  # what is missing may be on a disk that comes back
             store.vault.forget_unused(data)
         store.note("storage.encrypted", {"files": done, "rotated": rotate})
     return done

@@ -1,10 +1,11 @@
 """What the node stores against its rows: verify that every file is there and whole, and seal those that are not sealed yet.
 
-That is images of the cohort, pictures that wait in quarantine, objects in the spool, and secrets of one-time codes.
+That is images of the cohort, pictures that wait in quarantine, objects in the spool, secrets of one-time codes, and what jobs leave
+for the hospital alone.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import chain
@@ -13,11 +14,14 @@ from pathlib import Path
 from tqdm import tqdm
 
 from busgen_client.cohort import SEALED, CohortStore
+from busgen_client.consent import remove_pictures
 from busgen_client.console.code_secrets import ROLE as CODES
 from busgen_client.console.code_secrets import CodeSecrets
 from busgen_client.held import ROLE as QUARANTINE
 from busgen_client.held import HeldStore
 from busgen_client.intake.dicom import SPOOL
+from busgen_client.papers import ROLE as PAPERS
+from busgen_client.papers import Paper, sealed_name
 from busgen_client.storage import MAGIC
 from busgen_core.errors import ConfigError, CorruptImageError, SealError
 
@@ -91,22 +95,22 @@ class _Beside:
     """A file beside the images, and what it is sealed for."""
 
     path: Path
+    shown: str  # its path in the data folder
     role: str
     sealed_name: str
 
-    @property
-    def shown(self) -> str:
-        return f"{self.path.parent.name}/{self.path.name}"
 
+def _beside(store: CohortStore) -> list[_Beside]:
+    def listed(pattern: str, role: str, sealed_name: Callable[[Path], str]) -> list[_Beside]:
+        return [_Beside(path, path.relative_to(store.data).as_posix(), role, sealed_name(path)) for path in sorted(store.data.glob(pattern))]
 
-def _waiting(store: CohortStore) -> list[_Beside]:
-    pictures = [_Beside(path, QUARANTINE, path.name) for path in sorted((store.data / "quarantine").glob("*-*"))]
-    objects = [path for path in sorted((store.data / "spool").glob("*")) if path.suffix in (".dcm", ".held")]
-    return pictures + [_Beside(path, SPOOL, path.stem) for path in objects]
-
-
-def _secrets(store: CohortStore) -> list[_Beside]:
-    return [_Beside(path, CODES, path.stem) for path in sorted((store.data / "accounts").glob("*.secret"))]
+    return [
+        *listed("quarantine/*-*", QUARANTINE, lambda path: path.name),
+        *listed("spool/*.dcm", SPOOL, lambda path: path.stem),
+        *listed("spool/*.held", SPOOL, lambda path: path.stem),
+        *listed("accounts/*.secret", CODES, lambda path: path.stem),
+        *(file for paper in Paper for file in listed(f"jobs/*/{paper}", PAPERS, sealed_name)),
+    ]
 
 
 def _expected(store: CohortStore) -> set[str]:
@@ -115,7 +119,7 @@ def _expected(store: CohortStore) -> set[str]:
 
 
 def _of_beside(store: CohortStore) -> Iterator[tuple[Problem, str]]:
-    expected, files = _expected(store), [*_waiting(store), *_secrets(store)]
+    expected, files = _expected(store), _beside(store)
     for file in files:
         try:
             stored = file.path.read_bytes()
@@ -129,7 +133,7 @@ def _of_beside(store: CohortStore) -> Iterator[tuple[Problem, str]]:
             yield Problem.UNSEALED, file.shown
     if store.vault.seals:
         yield from ((Problem.UNSEALED, f"accounts/{name}") for name in CodeSecrets(store).in_rows())
-    named = {file.shown for file in files if file.role != SPOOL}
+    named = {file.shown for file in files if file.role in (QUARANTINE, CODES)}
     yield from ((Problem.MISSING, name) for name in sorted(expected - named))
     yield from ((Problem.ORPHAN, name) for name in sorted(named - expected))
 
@@ -147,7 +151,7 @@ def _of_roles(store: CohortStore) -> Iterator[tuple[Problem, str]]:
 
 
 def encrypt(store: CohortStore, data: Path, *, rotate: bool = False, progress: bool = True) -> int:
-    """Seal all that is not sealed under the newest key: images, what waits, secrets of one-time codes. Stopped half-way, it goes on from there.
+    """Seal all that is not sealed under the newest key: images, what waits, secrets of codes, jobs' papers. Stopped half-way, it goes on.
 
     Returns:
         How many files it sealed.
@@ -174,12 +178,13 @@ def encrypt(store: CohortStore, data: Path, *, rotate: bool = False, progress: b
         if rotate:
             store.vault.rotate()
         _sweep(store)
-        rows, files = store.rows(), _waiting(store)
+        rows, files = store.rows(), [file for file in _beside(store) if file.role != CODES]
         images = (store.reseal(row) for row in rows)
         others = (store.vault.reseal(file.path, role=file.role, name=file.sealed_name) for file in files)
         done = sum(tqdm(chain(images, others), total=len(rows) + len(files), desc="encrypt", unit="file", disable=not progress))
         done += CodeSecrets(store).renew()
-        if _expected(store) <= {file.shown for file in [*_waiting(store), *_secrets(store)]}:  # what is missing may be on a disk that comes back
+        remove_pictures(store.engine, data)  # one that a withdrawal deleted while it was sealed anew would be back
+        if _expected(store) <= {file.shown for file in _beside(store)}:  # what is missing may be on a disk that comes back
             store.vault.forget_unused(data)
         store.note("storage.encrypted", {"files": done, "rotated": rotate})
     return done

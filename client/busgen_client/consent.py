@@ -80,8 +80,8 @@ def withdraw(settings: NodeSettings, patient_key: str, *, known: bool = True) ->
         store.sweep()
         HeldStore(store).forget(patient_key)
         forget(store, settings.data, patient_key)
+        remove_pictures(engine, settings.data)
     compact(engine)
-    remove_pictures(engine, settings.data)
     ledger = Ledger(settings.data / "ledger.jsonl", site=settings.site)
     for _, release_id in row.releases:
         ledger.withdraw(row.account, release_id)

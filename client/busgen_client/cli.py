@@ -19,7 +19,8 @@ from busgen_client.database import open_store
 from busgen_client.doctor import examine
 from busgen_client.jobs import JobStore
 from busgen_client.keys import create_keys, flower_key_file, join_request
-from busgen_client.protocol import decide, job_folder
+from busgen_client.papers import Paper, copy_paper
+from busgen_client.protocol import decide
 from busgen_client.settings import CONFIG_VARIABLE, NodeSettings, load_settings
 from busgen_core.console import print_rows, run_command
 from busgen_core.errors import ConfigError, InputError, StateError
@@ -41,6 +42,7 @@ for name, sub in {
 }.items():
     app.add_typer(sub, name=name)
 
+Copy = Annotated[Path, typer.Option("--out", help="File to write; there is none yet.")]
 PassphraseFile = Annotated[Path, typer.Option(help="File that holds the officer's passphrase; its last line break is not part of it.")]
 
 
@@ -195,15 +197,21 @@ def review_refuse(campaign: str, reason: Annotated[str, typer.Option(help="Stays
 
 
 @review_app.command("report")
-def review_report(campaign: str, config: Config = NODE_TOML) -> None:
-    """Print the path of the hospital's own audit report (HTML).
+def review_report(campaign: str, out: Copy, config: Config = NODE_TOML) -> None:
+    """Write a readable copy of the hospital's own audit report (HTML), mode 0600. It shows real images: delete it when you have read it.
 
-    Exit status: 0 done, 1 there is none yet, 2 wrong usage.
+    Exit status: 0 done, 1 there is none yet, no key, or the file is there already, 2 wrong usage.
     """
-    file = job_folder(load_settings(config).data, campaign) / "report.html"
-    if not file.exists():
-        raise StateError(f"campaign {campaign} has no report yet")
-    typer.echo(str(file))
+    _copy(Paper.REPORT, campaign, out, config)
+
+
+@review_app.command("audit")
+def review_audit(campaign: str, out: Copy, config: Config = NODE_TOML) -> None:
+    """Write a readable copy of the exact audit (JSON), mode 0600, for programs of the hospital.
+
+    Exit status: 0 done, 1 there is none yet, no key, or the file is there already, 2 wrong usage.
+    """
+    _copy(Paper.AUDIT, campaign, out, config)
 
 
 @app.command()
@@ -252,6 +260,14 @@ def read_passphrase(file: Path) -> bytes:
 
 def _cohort(config: Path) -> CohortStore:
     return open_cohort(load_settings(config))
+
+
+def _copy(paper: Paper, campaign: str, out: Path, config: Path) -> None:
+    store = _cohort(config)
+    _jobs(config).need(campaign)
+    copy_paper(store.vault, store.data, campaign, paper, out)
+    store.note("paper.copied", {"campaign": campaign, "paper": paper.value})
+    typer.echo(str(out))
 
 
 def _jobs(config: Path) -> JobStore:

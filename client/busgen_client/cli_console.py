@@ -47,7 +47,7 @@ def add_user(
 
     settings = load_settings(config)
     store = open_cohort(settings)
-    secret = Accounts(store.engine).add(name, role, _password())
+    secret = Accounts(store).add(name, role, _password())
     store.note("account.added", {"account": name, "role": role.value})
     address = enrolment(name, secret, site=settings.site)
     if qr:
@@ -66,7 +66,7 @@ def users(config: Config = NODE_TOML, as_json: AsJson = False) -> None:
     """
     from busgen_client.console.accounts import Accounts
 
-    found = Accounts(open_cohort(load_settings(config)).engine).all()
+    found = Accounts(open_cohort(load_settings(config))).all()
     print_rows([{"name": each.name, "role": each.role.value} for each in found], as_json=as_json)
 
 
@@ -79,7 +79,7 @@ def remove_user(name: AccountName, config: Config = NODE_TOML) -> None:
     from busgen_client.console.accounts import Accounts
 
     store = open_cohort(load_settings(config))
-    Accounts(store.engine).remove(name)
+    Accounts(store).remove(name)
     store.note("account.removed", {"account": name})
 
 

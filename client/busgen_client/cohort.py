@@ -30,10 +30,11 @@ from sqlalchemy.orm import Session
 from busgen_client import patients
 from busgen_client.cohort_rows import ImageRow, JournalRow, ObjectRow, PatientRow, QuarantineRow, WithdrawnRow
 from busgen_client.database import open_store
-from busgen_client.storage import StorageSettings, Vault, secret_in
+from busgen_client.storage import StorageSettings, Vault
+from busgen_client.storage_keys import secret_in
 from busgen_core.digests import sha256_bytes
 from busgen_core.errors import CorruptImageError, InputError, SealError, StateError, StorageKeyError, UnavailableError
-from busgen_core.files import create_once, write_durably
+from busgen_core.files import create_once
 from busgen_core.labels import Birads, Pathology
 from busgen_privacy.deidentify import BASIC, Choices
 
@@ -309,7 +310,7 @@ class CohortStore:
             session.add(row)
             session.execute(delete(QuarantineRow).where(QuarantineRow.source_key == clears))
             path = self._folder / row.file
-            write_durably(path, self.vault.seal(png, role=IMAGE, name=image_id))
+            self.vault.write(path, png, role=IMAGE, name=image_id)
             try:
                 session.commit()
             except DatabaseError:
@@ -485,7 +486,7 @@ class CohortStore:
             return False
         path = self._folder / self._file_of(row.image_id)
         with _storage(), Session(self._engine) as session:
-            write_durably(path, self.vault.seal(self._stored(row), role=IMAGE, name=row.image_id))
+            self.vault.write(path, self._stored(row), role=IMAGE, name=row.image_id)
             if path.name != row.file:
                 session.execute(update(ImageRow).where(ImageRow.image_id == row.image_id).values(file=path.name))
                 session.commit()

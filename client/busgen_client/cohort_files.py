@@ -1,23 +1,27 @@
-"""The node's stored pictures against their rows: verify that every one is there and whole, and seal those that are not sealed yet.
+"""What the node stores against its rows: verify that every file is there and whole, and seal those that are not sealed yet.
 
-That is images of the cohort, pictures that wait in quarantine, and objects in the spool.
+That is images of the cohort, pictures that wait in quarantine, objects in the spool, secrets of one-time codes, and what jobs leave
+for the hospital alone.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import chain
 from pathlib import Path
 
-from sqlalchemy import select
-from sqlalchemy.orm import Session
 from tqdm import tqdm
 
 from busgen_client.cohort import SEALED, CohortStore
+from busgen_client.consent import remove_pictures
+from busgen_client.console.code_secrets import ROLE as CODES
+from busgen_client.console.code_secrets import CodeSecrets
 from busgen_client.held import ROLE as QUARANTINE
+from busgen_client.held import HeldStore
 from busgen_client.intake.dicom import SPOOL
-from busgen_client.quarantine_rows import HeldRow
+from busgen_client.papers import ROLE as PAPERS
+from busgen_client.papers import Paper, sealed_name
 from busgen_client.storage import MAGIC
 from busgen_core.errors import ConfigError, CorruptImageError, SealError
 
@@ -39,8 +43,8 @@ class CohortState:
     Attributes:
         images: Rows.
         sealed: Images whose file is sealed.
-        found: ``(problem, what)``: an image's id, or a file's name (those of quarantine and spool with their folder); for a patient the first
-            twelve digits of the key.
+        found: ``(problem, what)``: an image's id, or a file's name (those outside ``images/`` with their folder); for a patient the first twelve
+            digits of the key.
     """
 
     images: int
@@ -66,7 +70,7 @@ def verify(store: CohortStore, *, progress: bool = True) -> CohortState:
     """
     with store.still():
         rows = store.rows()
-        found = [*_of_files(store, progress=progress), *_of_waiting(store), *_of_roles(store)]
+        found = [*_of_files(store, progress=progress), *_of_beside(store), *_of_roles(store)]
         return CohortState(images=len(rows), sealed=sum(row.file.endswith(SEALED) for row in rows), found=tuple(found))
 
 
@@ -87,32 +91,39 @@ def _of_files(store: CohortStore, *, progress: bool) -> Iterator[tuple[Problem, 
 
 
 @dataclass(frozen=True, slots=True)
-class _Waiting:
-    """A file in quarantine or spool, and what it is sealed for."""
+class _Beside:
+    """A file beside the images, and what it is sealed for."""
 
     path: Path
+    shown: str  # its path in the data folder
     role: str
     sealed_name: str
 
-    @property
-    def shown(self) -> str:
-        return f"{self.path.parent.name}/{self.path.name}"
+
+def _beside(store: CohortStore) -> list[_Beside]:
+    def listed(pattern: str, role: str, sealed_name: Callable[[Path], str]) -> list[_Beside]:
+        return [_Beside(path, path.relative_to(store.data).as_posix(), role, sealed_name(path)) for path in sorted(store.data.glob(pattern))]
+
+    return [
+        *listed("quarantine/*-*", QUARANTINE, lambda path: path.name),
+        *listed("spool/*.dcm", SPOOL, lambda path: path.stem),
+        *listed("spool/*.held", SPOOL, lambda path: path.stem),
+        *listed("accounts/*.secret", CODES, lambda path: path.stem),
+        *(file for paper in Paper for file in listed(f"jobs/*/{paper}", PAPERS, sealed_name)),
+    ]
 
 
-def _waiting(store: CohortStore) -> list[_Waiting]:
-    pictures = [_Waiting(path, QUARANTINE, path.name) for path in sorted((store.data / "quarantine").glob("*-*"))]
-    objects = [path for path in sorted((store.data / "spool").glob("*")) if path.suffix in (".dcm", ".held")]
-    return pictures + [_Waiting(path, SPOOL, path.stem) for path in objects]
+def _expected(store: CohortStore) -> set[str]:
+    """The files beside the images that rows name."""
+    return {f"quarantine/{name}" for name in HeldStore(store).files()} | {f"accounts/{name}" for name in CodeSecrets(store).files()}
 
 
-def _of_waiting(store: CohortStore) -> Iterator[tuple[Problem, str]]:
-    with Session(store.engine) as session:
-        expected = {f"{row.token}-{number}" for row in session.scalars(select(HeldRow)) for number in range(len(row.images))}
-    files = _waiting(store)
+def _of_beside(store: CohortStore) -> Iterator[tuple[Problem, str]]:
+    expected, files = _expected(store), _beside(store)
     for file in files:
         try:
             stored = file.path.read_bytes()
-            store.vault.read(file.path, role=file.role, name=file.sealed_name)
+            store.vault.opened(stored, role=file.role, name=file.sealed_name)
         except FileNotFoundError:  # decided on meanwhile
             continue
         except SealError:
@@ -120,9 +131,11 @@ def _of_waiting(store: CohortStore) -> Iterator[tuple[Problem, str]]:
             continue
         if store.vault.seals and not stored.startswith(MAGIC):
             yield Problem.UNSEALED, file.shown
-    pictures = {file.path.name for file in files if file.role == QUARANTINE}
-    yield from ((Problem.MISSING, f"quarantine/{name}") for name in sorted(expected - pictures))
-    yield from ((Problem.ORPHAN, f"quarantine/{name}") for name in sorted(pictures - expected))
+    if store.vault.seals:
+        yield from ((Problem.UNSEALED, f"accounts/{name}") for name in CodeSecrets(store).in_rows())
+    named = {file.shown for file in files if file.role in (QUARANTINE, CODES)}
+    yield from ((Problem.MISSING, name) for name in sorted(expected - named))
+    yield from ((Problem.ORPHAN, name) for name in sorted(named - expected))
 
 
 def _of_roles(store: CohortStore) -> Iterator[tuple[Problem, str]]:
@@ -138,7 +151,7 @@ def _of_roles(store: CohortStore) -> Iterator[tuple[Problem, str]]:
 
 
 def encrypt(store: CohortStore, data: Path, *, rotate: bool = False, progress: bool = True) -> int:
-    """Seal every image, and all that waits, that is not sealed under the newest key. Stopped half-way, the same call goes on from there.
+    """Seal all that is not sealed under the newest key: images, what waits, secrets of codes, jobs' papers. Stopped half-way, it goes on.
 
     Returns:
         How many files it sealed.
@@ -164,10 +177,21 @@ def encrypt(store: CohortStore, data: Path, *, rotate: bool = False, progress: b
         store.vault.check()
         if rotate:
             store.vault.rotate()
-        rows, files = store.rows(), _waiting(store)
+        _sweep(store)
+        rows, files = store.rows(), [file for file in _beside(store) if file.role != CODES]
         images = (store.reseal(row) for row in rows)
         others = (store.vault.reseal(file.path, role=file.role, name=file.sealed_name) for file in files)
         done = sum(tqdm(chain(images, others), total=len(rows) + len(files), desc="encrypt", unit="file", disable=not progress))
-        store.vault.forget_unused(data)
+        done += CodeSecrets(store).renew()
+        remove_pictures(store.engine, data)  # one that a withdrawal deleted while it was sealed anew would be back
+        if _expected(store) <= {file.shown for file in _beside(store)}:  # what is missing may be on a disk that comes back
+            store.vault.forget_unused(data)
         store.note("storage.encrypted", {"files": done, "rotated": rotate})
     return done
+
+
+def _sweep(store: CohortStore) -> None:
+    """Delete what a crash left half-written of that which waits; while ``intake`` is held, which has swept the images."""
+    HeldStore(store).sweep()
+    for half in (store.data / "spool").glob("*.new"):  # the receiver writes its own elsewhere
+        half.unlink(missing_ok=True)

@@ -8,9 +8,7 @@ withdrawn patient, neither who nor how many.
 
 import json
 import re
-import sqlite3
 from collections.abc import Set
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +17,7 @@ from sqlalchemy.orm import Session
 
 from busgen_client.cohort import CohortStore, Role, open_cohort
 from busgen_client.cohort_rows import WithdrawnRow
-from busgen_client.database import open_store
+from busgen_client.database import compact, open_store
 from busgen_client.held import HeldStore
 from busgen_client.jobs import JobRow, NoticeRow
 from busgen_client.protocol import COHORT_FILE, LOCAL_REPORT, job_folder
@@ -82,8 +80,8 @@ def withdraw(settings: NodeSettings, patient_key: str, *, known: bool = True) ->
         store.sweep()
         HeldStore(store).forget(patient_key)
         forget(store, settings.data, patient_key)
-    _compact(engine)
-    remove_pictures(engine, settings.data)
+        remove_pictures(engine, settings.data)
+    compact(engine)
     ledger = Ledger(settings.data / "ledger.jsonl", site=settings.site)
     for _, release_id in row.releases:
         ledger.withdraw(row.account, release_id)
@@ -120,17 +118,6 @@ def patient_key_in(store: CohortStore, file: Path, *, issuer: str = "") -> str:
     if len(lines) != 1:
         raise InputError("the file with the patient's identifier must hold one line")
     return store.patient_key(lines[0], issuer=issuer)
-
-
-def _compact(engine: Engine) -> None:
-    """Write the store anew without what was deleted, its log too; where another process is at it for long, the next withdrawal does so."""
-    connection = engine.raw_connection()
-    try:
-        with suppress(sqlite3.OperationalError):
-            for statement in ("PRAGMA wal_checkpoint(TRUNCATE)", "VACUUM", "PRAGMA wal_checkpoint(TRUNCATE)"):
-                connection.cursor().execute(statement)
-    finally:
-        connection.close()
 
 
 def _bury(session: Session, store: CohortStore, data: Path, patient_key: str, *, known: bool) -> WithdrawnRow:

@@ -1,5 +1,7 @@
 """The node's store: SQLAlchemy on SQLite (WAL) in the data folder."""
 
+import sqlite3
+from contextlib import suppress
 from pathlib import Path
 
 from sqlalchemy import Connection, Engine, create_engine, event, inspect
@@ -36,6 +38,7 @@ def open_store(data: Path) -> Engine:
         connection.isolation_level = None  # the begin below is ours, not the driver's
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
+        connection.execute("PRAGMA secure_delete=ON")  # what is deleted is overwritten with zeros
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
@@ -49,6 +52,17 @@ def open_store(data: Path) -> Engine:
             f"node.sqlite cannot be used ({type(error).__name__}); restore it from a backup, the ledger is a file of its own"
         ) from None
     return engine
+
+
+def compact(engine: Engine) -> None:
+    """Write the store anew without what was deleted, its log too; where another process is at it for long, the next call does so."""
+    connection = engine.raw_connection()
+    try:
+        with suppress(sqlite3.OperationalError):
+            for statement in ("PRAGMA wal_checkpoint(TRUNCATE)", "VACUUM", "PRAGMA wal_checkpoint(TRUNCATE)"):
+                connection.cursor().execute(statement)
+    finally:
+        connection.close()
 
 
 def _add_columns(engine: Engine) -> None:

@@ -157,6 +157,11 @@ class HeldStore:
         with Session(self._engine) as session:
             return bool(name) and (name in PHANTOMS or session.get(DeviceRow, name) is not None)
 
+    def files(self) -> set[str]:
+        """Names of the files that rows name, there or not."""
+        with Session(self._engine) as session:
+            return {f"{row.token}-{number}" for row in session.scalars(select(HeldRow)) for number in range(len(row.images))}
+
     def _file(self, token: str, number: int) -> Path:
         return self._folder / f"{token}-{number}"
 
@@ -166,10 +171,9 @@ class HeldStore:
             self._vault.write(self._file(token, number), encode_png(frame), role=ROLE)
 
     def _unlink_strays(self) -> None:
-        with Session(self._engine) as session:
-            known = set(session.scalars(select(HeldRow.token)))
+        known = self.files()
         for file in self._folder.glob("*"):
-            if file.name.partition("-")[0] not in known:
+            if file.name not in known:
                 file.unlink(missing_ok=True)
 
 

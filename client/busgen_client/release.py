@@ -8,8 +8,10 @@ from pathlib import Path
 from busgen_client import __version__
 from busgen_client.jobs import JobStore, check_consent
 from busgen_client.keys import node_key, officer_key, public_keys
-from busgen_client.protocol import LOCAL_REPORT, job_folder, release_file
+from busgen_client.papers import Paper, write_paper
+from busgen_client.protocol import job_folder, release_file
 from busgen_client.settings import NodeSettings
+from busgen_client.storage import Vault
 from busgen_core.digests import canonical_json, sha256_bytes
 from busgen_core.dsse import add_signature, sign
 from busgen_core.errors import StateError
@@ -96,8 +98,9 @@ def build_unsigned(
     travels: TravellingAudit,
     ledger: Ledger,
     members: Cohort,
+    vault: Vault,
 ) -> GateVerdict:
-    """Write ``folder/release`` (all but the attestation) and the hospital's own report beside it. Replaces an earlier try whole.
+    """Write ``folder/release`` (all but the attestation) and the hospital's own report beside it, sealed. Replaces an earlier try whole.
 
     The exact audit decides; what travels repeats the verdict on the noised figures, with reasons made of them alone.
 
@@ -121,7 +124,7 @@ def build_unsigned(
     verdict, public_verdict = decide(audit, settings.policy.gate), decide(travels, settings.policy.gate)
     pairs = [(encode_png(members.images[p.member]), images[p.released].png) for p in audit.registered_copies.closest[:8]]
     local = render_findings(audit, verdict=verdict, statement=privacy, facts=facts, pairs=pairs)
-    write_whole(folder / LOCAL_REPORT, local.encode())
+    write_paper(vault, settings.data, campaign.campaign_id, Paper.REPORT, local.encode())
     labels = {p: sum(image.pathology is p for image in images) for p in Pathology}
     table = write_parquet(images)
     site, name = settings.site, campaign.campaign_id

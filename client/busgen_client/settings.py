@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic_settings import SettingsConfigDict
 
 from busgen_client.pacs import PacsSettings
-from busgen_client.storage import StorageSettings
+from busgen_client.storage_keys import StorageSettings
 from busgen_core.settings import TomlSettings, read_settings
 from busgen_core.wire import Name
 from busgen_privacy.deidentify import BASIC, Choices

@@ -8,77 +8,26 @@ Guarantees: each file has a fresh random nonce (NIST SP 800-38D, 8.2.2: at most 
 sealed; a wrong or missing key is refused before anything is written. Not hidden: names, sizes and times of files, and the rows of node.sqlite.
 """
 
-import base64
 import fcntl
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, Self
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import ValidationError
 
-from busgen_core.errors import ConfigError, SealError, StorageKeyError
+from busgen_client.storage_keys import ID_BYTES, KEY_BYTES, NO_KEY, NONCE_BYTES, TAG_BYTES, KeyRing, StorageSettings, site_key, unwrapped, wrapped
+from busgen_core.errors import SealError, StorageKeyError, UnavailableError
 from busgen_core.files import create_once, write_durably
 
+__all__ = ["MAGIC", "OVERHEAD", "StorageSettings", "Vault"]
+
 MAGIC = b"BUSGEN-SEAL-1\n"
-KEY_BYTES, ID_BYTES, NONCE_BYTES, TAG_BYTES = 32, 8, 12, 16  # AES-256-GCM; NIST SP 800-38D, 5.2.1
 OVERHEAD = len(MAGIC) + ID_BYTES + NONCE_BYTES + TAG_BYTES  # bytes that sealing adds
-PASSES, LANES, MEMORY_KIB = 3, 4, 64 * 1024  # Argon2id, the second recommended option of RFC 9106, section 4
-SERVICE = "busgen-node"  # under which the system's key store knows our keys
 KEYRING_FILE, LOCK_FILE = "storage.json", "storage.lock"
-
-
-class StorageSettings(BaseModel):
-    """How files at rest are sealed.
-
-    Attributes:
-        key: Where the site's key comes from. ``none`` seals nothing: for a disk that is encrypted as a whole.
-        key_file: 32 random bytes, made at first use, mode 0600; not given, ``keys/storage.key`` in the data folder. Keep it on another disk,
-            or whoever has a copy of the data folder has the key too.
-        passphrase_file: Holds the passphrase, its last line break not part of it; for instance a credential that systemd hands over at the start.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    key: Literal["none", "file", "passphrase", "keyring"] = "file"
-    key_file: Path | None = None
-    passphrase_file: Path | None = None
-
-    @model_validator(mode="after")
-    def _whole(self) -> Self:
-        if (self.key == "passphrase") != (self.passphrase_file is not None):
-            raise ValueError("passphrase_file belongs to key = 'passphrase'")
-        return self
-
-    def below(self, base: Path) -> "StorageSettings":
-        """The same settings with relative paths resolved against the folder of node.toml."""
-        paths = {"key_file": self.key_file, "passphrase_file": self.passphrase_file}
-        return self.model_copy(update={name: base / path for name, path in paths.items() if path is not None})
-
-
-class _Wrapped(BaseModel):
-    """A data key under the site's key; ``nonce | ciphertext | tag``, hexadecimal."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    id: str
-    wrapped: str
-
-
-class _KeyRing(BaseModel):
-    """``storage.json``. The last key seals; all open."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    version: Literal[1] = 1
-    name: str  # random; names this installation in the system's key store
-    salt: str  # of the passphrase
-    keys: list[_Wrapped]
 
 
 class Vault:
@@ -95,9 +44,8 @@ class Vault:
 
     def __init__(self, data: Path, settings: StorageSettings) -> None:
         self._data, self._file, self._settings = data, data / KEYRING_FILE, settings
-        self._read: tuple[tuple[int, int], _KeyRing, dict[bytes, AESGCM]] | None = None
+        self._read: tuple[tuple[int, int, int], KeyRing, dict[bytes, AESGCM]] | None = None
         self._known: bytes | None = None
-        self._key_file = settings.key_file or data / "keys" / "storage.key"
 
     @property
     def begun(self) -> bool:
@@ -113,8 +61,10 @@ class Vault:
         """Encrypt ``content`` for one place: a role and a name in it; as it is where the site seals nothing."""
         if not self.seals:
             return content
-        head, nonce = MAGIC + self._current, os.urandom(NONCE_BYTES)
-        return head + nonce + self._keys[self._current].encrypt(nonce, content, _bound(head, role, name))
+        ring, keys = self._now()  # looked up once: a rotation may fall between two looks
+        current = bytes.fromhex(ring.keys[-1].id)
+        head, nonce = MAGIC + current, os.urandom(NONCE_BYTES)
+        return head + nonce + keys[current].encrypt(nonce, content, _bound(head, role, name))
 
     def open(self, sealed: bytes, *, role: str, name: str) -> bytes:
         """Decrypt what ``seal`` gave.
@@ -125,7 +75,7 @@ class Vault:
         if not sealed.startswith(MAGIC) or len(sealed) < OVERHEAD:
             raise SealError("a stored file is cut short, or is not sealed; restore it from the backup")
         head, rest = sealed[: len(MAGIC) + ID_BYTES], sealed[len(MAGIC) + ID_BYTES :]
-        cipher = self._keys.get(head[len(MAGIC) :])
+        cipher = self._now()[1].get(head[len(MAGIC) :])
         if cipher is None:
             raise StorageKeyError("a stored file was sealed with a key that storage.json does not have; restore both from one backup")
         try:
@@ -133,14 +83,28 @@ class Vault:
         except InvalidTag:
             raise SealError("a stored file was changed, or lies under another's name; restore it from the backup") from None
 
-    def write(self, path: Path, content: bytes, *, role: str) -> None:
-        """Seal ``content`` for the name of ``path`` and write it so that the name appears only with all bytes behind it, on the disk.
+    def opened(self, stored: bytes, *, role: str, name: str) -> bytes:
+        """The content of a stored file; one from before sealing was switched on is as it is.
+
+        Raises:
+            SealError: as ``open``.
+        """
+        return self.open(stored, role=role, name=name) if stored.startswith(MAGIC) else stored
+
+    def write(self, path: Path, content: bytes, *, role: str, name: str = "") -> None:
+        """Seal ``content`` and write it so that its file's name appears only with all bytes behind it, on the disk.
+
+        Args:
+            path: The file.
+            content: What it shall hold.
+            role: What it is sealed for.
+            name: The name that it is sealed for, if its file has another.
 
         Raises:
             StorageFullError: no room; what was there before still is.
         """
         with self.sealing():
-            write_durably(path, self.seal(content, role=role, name=path.name))
+            write_durably(path, self.seal(content, role=role, name=name or path.name))
 
     @contextmanager
     def sealing(self) -> Iterator[None]:
@@ -159,19 +123,13 @@ class Vault:
             yield
 
     def read(self, path: Path, *, role: str, name: str = "") -> bytes:
-        """What ``write`` wrote; a file from before sealing was switched on is read as it is.
-
-        Args:
-            path: The file.
-            role: What it was sealed for.
-            name: The name that it was sealed for, if its file has another.
+        """What ``write`` wrote, with the same arguments, or ``opened`` gives.
 
         Raises:
             SealError: as ``open``.
             OSError: the file cannot be read.
         """
-        content = path.read_bytes()
-        return self.open(content, role=role, name=name or path.name) if content.startswith(MAGIC) else content
+        return self.opened(path.read_bytes(), role=role, name=name or path.name)
 
     def is_current(self, stored: bytes) -> bool:
         """Whether a stored file is as it would be written now: sealed under the newest key."""
@@ -183,6 +141,7 @@ class Vault:
         Raises:
             SealError, StorageKeyError: it does not open; it is left as it is.
         """
+        name = name or path.name
         with self.sealing():
             try:
                 state, stored = path.stat(), path.read_bytes()
@@ -190,63 +149,58 @@ class Vault:
                 return False
             if self.is_current(stored):
                 return False
-            content = self.open(stored, role=role, name=name or path.name) if stored.startswith(MAGIC) else stored
-            write_durably(path, self.seal(content, role=role, name=name or path.name))
+            write_durably(path, self.seal(self.opened(stored, role=role, name=name), role=role, name=name))
             os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
             return True
 
     def check(self) -> None:
         """Return only if the site's key opens the data keys; makes both at first use."""
         if self.seals or self._file.exists():
-            _ = self._keys
+            self._now()
 
     def rotate(self) -> None:
         """Seal with a fresh data key from now on; what was sealed before still opens."""
         self.check()
-        ring = self._ring.model_copy(update={"keys": [*self._ring.keys, _wrapped(os.urandom(KEY_BYTES), self._site_key)]})
-        self._save(ring)
+        with self._locked(fcntl.LOCK_EX):
+            ring, _ = self._now()
+            self._save(ring.model_copy(update={"keys": [*ring.keys, wrapped(os.urandom(KEY_BYTES), self._key_for(ring))]}))
 
     def forget_unused(self, data: Path) -> int:
-        """Drop the data keys under which no file below ``data`` is sealed, and not the newest; how many."""
-        with self._locked(fcntl.LOCK_EX):
-            used = _heads(data)
-            keys = [key for key in self._ring.keys[:-1] if MAGIC + bytes.fromhex(key.id) in used] + self._ring.keys[-1:]
-            dropped = len(self._ring.keys) - len(keys)
-            if dropped:
-                self._save(self._ring.model_copy(update={"keys": keys}))
-            return dropped
+        """Drop the data keys under which no file below ``data`` is sealed, and not the newest; how many.
 
-    def _save(self, ring: _KeyRing) -> None:
+        Raises:
+            UnavailableError: a file or folder below ``data`` cannot be read; no key was dropped.
+        """
+        with self._locked(fcntl.LOCK_EX):
+            (ring, _), used = self._now(), _heads(data)
+            keys = [key for key in ring.keys[:-1] if MAGIC + bytes.fromhex(key.id) in used] + ring.keys[-1:]
+            if len(keys) < len(ring.keys):
+                self._save(ring.model_copy(update={"keys": keys}))
+            return len(ring.keys) - len(keys)
+
+    def _save(self, ring: KeyRing) -> None:
         write_durably(self._file, ring.model_dump_json(indent=1).encode())
 
     @property
     def _current(self) -> bytes:
-        return bytes.fromhex(self._ring.keys[-1].id)
+        return bytes.fromhex(self._now()[0].keys[-1].id)
 
-    @property
-    def _keys(self) -> dict[bytes, AESGCM]:
-        return self._now()[1]
-
-    @property
-    def _ring(self) -> _KeyRing:
-        return self._now()[0]
-
-    def _now(self) -> tuple[_KeyRing, dict[bytes, AESGCM]]:
+    def _now(self) -> tuple[KeyRing, dict[bytes, AESGCM]]:
         """``storage.json`` as it is now: another process may have put a new data key into it."""
         if not self._file.exists():
             if not self.seals:
-                raise StorageKeyError("a stored file is sealed, and storage.key in node.toml says none; say there where the key is")
+                raise StorageKeyError(NO_KEY)
             self._begin()
         state = self._file.stat()
-        version = (state.st_ino, state.st_mtime_ns)
+        version = (state.st_ino, state.st_mtime_ns, state.st_size)
         if self._read is None or self._read[0] != version:
             ring = self._parsed()
-            self._read = version, ring, {bytes.fromhex(key.id): AESGCM(_unwrapped(key, self._key_for(ring))) for key in ring.keys}
+            self._read = version, ring, {bytes.fromhex(key.id): AESGCM(unwrapped(key, self._key_for(ring))) for key in ring.keys}
         return self._read[1], self._read[2]
 
-    def _parsed(self) -> _KeyRing:
+    def _parsed(self) -> KeyRing:
         try:
-            return _KeyRing.model_validate_json(self._file.read_bytes())
+            return KeyRing.model_validate_json(self._file.read_bytes())
         except (OSError, ValidationError):
             raise StorageKeyError("storage.json cannot be read; restore it from the backup, nothing opens without it") from None
 
@@ -257,111 +211,44 @@ class Vault:
         """
         if any(head.startswith(MAGIC) for head in _heads(self._data)):
             raise StorageKeyError("storage.json is missing, and stored files are sealed; restore it from the backup, nothing opens without it")
-        ring = _KeyRing(name=secrets.token_hex(8), salt=os.urandom(16).hex(), keys=[])
-        key = self._read_site_key(ring, create=True)
-        ring.keys.append(_wrapped(os.urandom(KEY_BYTES), key))
+        ring = KeyRing(name=secrets.token_hex(8), salt=os.urandom(16).hex(), keys=[])
+        key = site_key(self._settings, self._data, ring, create=True)
+        ring.keys.append(wrapped(os.urandom(KEY_BYTES), key))
         create_once(self._file, ring.model_dump_json(indent=1).encode())
 
-    @property
-    def _site_key(self) -> bytes:
-        return self._key_for(self._ring)
-
-    def _key_for(self, ring: _KeyRing) -> bytes:
+    def _key_for(self, ring: KeyRing) -> bytes:
         """The site's key, read once: a passphrase is stretched for long."""
         if self._known is None:
-            self._known = self._read_site_key(ring, create=False)
+            self._known = site_key(self._settings, self._data, ring, create=False)
         return self._known
-
-    def _read_site_key(self, ring: _KeyRing, *, create: bool) -> bytes:
-        match self._settings.key:
-            case "passphrase":
-                return _from_passphrase(self._settings.passphrase_file, bytes.fromhex(ring.salt))
-            case "keyring":
-                return _from_key_store(ring.name, create=create)
-            case "file":
-                return _from_file(self._key_file, create=create)
-        raise StorageKeyError("a stored file is sealed, and storage.key in node.toml says none; say there where the key is")
 
 
 def _heads(data: Path) -> set[bytes]:
-    """How the files below a folder begin, links followed."""
-    return {_head(Path(folder) / name) for folder, _, names in os.walk(data, followlinks=True) for name in names}
+    """How the files below a folder begin, links followed.
+
+    Raises:
+        UnavailableError: a file or folder cannot be read, so nobody knows which keys are needed.
+    """
+    try:
+        return {_head(Path(folder) / name) for folder, _, names in os.walk(data, onerror=_unless_gone, followlinks=True) for name in names}
+    except OSError as error:
+        raise UnavailableError(f"a file in the data folder cannot be read ({error.strerror}); no key is made or dropped before it can") from None
 
 
 def _head(path: Path) -> bytes:
     try:
+        if not path.is_file():  # a socket, a link that leads nowhere
+            return b""
         with path.open("rb") as stream:
             return stream.read(len(MAGIC) + ID_BYTES)
-    except OSError:  # gone meanwhile, a socket, a link that leads nowhere
+    except FileNotFoundError:  # gone meanwhile
         return b""
+
+
+def _unless_gone(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def _bound(head: bytes, role: str, name: str) -> bytes:
     return b"\0".join((head, role.encode(), name.encode()))
-
-
-def _wrapped(key: bytes, site_key: bytes) -> _Wrapped:
-    name, nonce = os.urandom(ID_BYTES), os.urandom(NONCE_BYTES)
-    return _Wrapped(id=name.hex(), wrapped=(nonce + AESGCM(site_key).encrypt(nonce, key, b"data key" + name)).hex())
-
-
-def _unwrapped(key: _Wrapped, site_key: bytes) -> bytes:
-    try:
-        wrapped = bytes.fromhex(key.wrapped)
-        return AESGCM(site_key).decrypt(wrapped[:NONCE_BYTES], wrapped[NONCE_BYTES:], b"data key" + bytes.fromhex(key.id))
-    except (InvalidTag, ValueError):
-        raise StorageKeyError("the key is not the one that the stored files were sealed with; nothing was read or written") from None
-
-
-def _from_file(path: Path, *, create: bool) -> bytes:
-    if create and not path.exists():
-        create_once(path, os.urandom(KEY_BYTES))
-    return secret_in(path, KEY_BYTES, missing="without it no stored file opens, so restore it from the backup")
-
-
-def _from_passphrase(path: Path | None, salt: bytes) -> bytes:
-    try:
-        passphrase = path.read_bytes().removesuffix(b"\n") if path else b""
-    except OSError:
-        raise StorageKeyError("storage.passphrase_file cannot be read; no stored file opens without the passphrase") from None
-    if not passphrase:
-        raise StorageKeyError("storage.passphrase_file is empty; no stored file opens without the passphrase")
-    return Argon2id(salt=salt, length=KEY_BYTES, iterations=PASSES, lanes=LANES, memory_cost=MEMORY_KIB).derive(passphrase)
-
-
-def _from_key_store(name: str, *, create: bool) -> bytes:
-    try:
-        import keyring
-    except ImportError:
-        raise ConfigError("storage.key is keyring, and the package keyring is not installed; install busgen-client[keyring]") from None
-    try:
-        stored = keyring.get_password(SERVICE, name)
-        if stored is None and create:
-            stored = base64.b64encode(os.urandom(KEY_BYTES)).decode()
-            keyring.set_password(SERVICE, name, stored)
-    except keyring.errors.KeyringError as error:
-        raise StorageKeyError(f"the system's key store does not answer ({type(error).__name__}); unlock it") from None
-    if stored is None:
-        raise StorageKeyError("the system's key store has no key for this node; without it no stored file opens, restore it")
-    return base64.b64decode(stored)
-
-
-def secret_in(path: Path, size: int, *, missing: str) -> bytes:
-    """A secret of ``size`` bytes that nobody else may read.
-
-    Args:
-        path: Its file.
-        size: Bytes that it has.
-        missing: What to say where it is not there.
-
-    Raises:
-        StorageKeyError: not there, readable by others, or of another size.
-    """
-    if not path.exists():
-        raise StorageKeyError(f"{path.name} is missing; {missing}")
-    if path.stat().st_mode & 0o077:
-        raise StorageKeyError(f"{path.name} can be read by other users; set its mode to 0600")
-    secret = path.read_bytes()
-    if len(secret) != size:
-        raise StorageKeyError(f"{path.name} does not hold {size} bytes; restore it from the backup")
-    return secret

@@ -22,6 +22,7 @@ from busgen_client.consent import remove_pictures
 from busgen_client.database import open_store
 from busgen_client.drawing import SELECTED, draw_pool, job_seed, released_images, select
 from busgen_client.jobs import JobRow, JobStore, ScoreRow
+from busgen_client.papers import Paper, read_paper, write_paper
 from busgen_client.planning import measured, plan_for
 from busgen_client.protocol import COHORT_FILE, foundation_part, job_folder, model_file
 from busgen_client.release import build_unsigned
@@ -201,8 +202,7 @@ class Worker:
         folder = job_folder(self.settings.data, row.campaign_id)
         images = released_images(folder)
         members, holdout = self._frozen(row, "member"), self._frozen(row, "holdout")
-        audit_file = folder / "audit-local.json"
-        if not audit_file.exists():
+        if not (folder / Paper.AUDIT).exists():
             with at_work(folder, "audit", self.ledger, row.campaign_id), self._progress(row, JobState.AUDITING) as report:
                 found = run_suite(
                     self._attacked(campaign, foundation, folder, arrays(images)[0]),
@@ -214,8 +214,8 @@ class Worker:
                     seed=secrets.randbits(32),
                     progress=lambda _, done, total: report(done, total),
                 )
-            write_whole(audit_file, found.model_dump_json(indent=1).encode())
-        audit = Findings.model_validate_json(audit_file.read_bytes())
+            write_paper(self.cohort.vault, self.settings.data, row.campaign_id, Paper.AUDIT, found.model_dump_json(indent=1).encode())
+        audit = Findings.model_validate_json(read_paper(self.cohort.vault, self.settings.data, row.campaign_id, Paper.AUDIT))
         travels = travelling(audit, self.settings.policy, SecureGaussian(), noise_multiplier=self._plan(campaign).audit_noise)
         verdict = build_unsigned(
             folder,
@@ -227,6 +227,7 @@ class Worker:
             travels=travels,
             ledger=self.ledger,
             members=members,
+            vault=self.cohort.vault,
         )
         self.ledger.commit("holdout", row.campaign_id)
         if verdict.verdict != "release":

@@ -16,9 +16,11 @@ from rich.table import Table
 from tqdm import tqdm
 
 import busgen_core
-from busgen_client.cohort import open_cohort
+from busgen_client.cohort import CohortStore, open_cohort
 from busgen_client.database import open_store as open_node
 from busgen_client.jobs import JobStore
+from busgen_client.papers import Paper, read_paper
+from busgen_client.protocol import job_folder
 from busgen_client.settings import load_settings
 from busgen_core.errors import BusgenError, UnavailableError
 from busgen_core.wire import JobState
@@ -146,6 +148,13 @@ def _conduct(consortium: Consortium) -> None:
         bar.close()
 
 
+def _audit_of(cohort: CohortStore) -> Findings | None:
+    """A node's exact audit; None where its job came to none."""
+    if not (job_folder(cohort.data, CAMPAIGN) / Paper.AUDIT).exists():
+        return None
+    return Findings.model_validate_json(read_paper(cohort.vault, cohort.data, CAMPAIGN, Paper.AUDIT))
+
+
 def _site_lines(consortium: Consortium) -> tuple[list[SiteReport], dict[str, tuple[Cohort, Cohort]]]:
     """One line for each site, read from the nodes' own stores, and every site's members and holdout."""
     store = _hub(consortium)
@@ -158,8 +167,7 @@ def _site_lines(consortium: Consortium) -> tuple[list[SiteReport], dict[str, tup
         cohort = open_cohort(settings)
         cohorts[site.name] = (cohort.load("member"), cohort.load("holdout"))
         job = JobStore(cohort.engine).need(CAMPAIGN)
-        audit_file = settings.data / "jobs" / CAMPAIGN / "audit-local.json"
-        audit = Findings.model_validate_json(audit_file.read_bytes()) if audit_file.exists() else None
+        audit = _audit_of(cohort)
         release = releases.get(site.name)
         lines.append(
             SiteReport(

@@ -1,11 +1,13 @@
 """The cohort at rest: sealed images, verify, encrypt, and what goes wrong on the way."""
 
+import fcntl
 import json
 import os
 import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from sqlalchemy import Delete, Engine, Update, delete, update
 from sqlalchemy.orm import Session
 from typer.testing import CliRunner
 
+from busgen_client import storage
 from busgen_client.cli import app
 from busgen_client.cohort import CohortStore, ImageRow, JournalRow, NewImage, PatientRow, open_cohort
 from busgen_client.cohort_files import Problem, encrypt, verify
@@ -192,18 +195,18 @@ from busgen_client.held import Held, HeldStore
 from busgen_client.intake.spool import Spool
 from busgen_client.quarantine_rows import HeldRow
 from busgen_client.storage import StorageSettings, Vault
-import busgen_client.cohort as cohort
+import busgen_client.storage as storage
 
 data, after = Path(sys.argv[1]), int(sys.argv[2])
 store = CohortStore(open_store(data), data, vault=Vault(data, StorageSettings()))
-count, write = 0, cohort.write_durably
+count, write = 0, storage.write_durably
 def dying(path, content):
     global count
     count += 1
     write(path, content)
     if count == after:
         os._exit(9)
-cohort.write_durably = dying
+storage.write_durably = dying
 encrypt(store, data, progress=False)
 """
 
@@ -233,6 +236,26 @@ def test_a_new_data_key_reaches_every_image(engine: Engine, tmp_path: Path) -> N
     assert verify(sealed(engine, tmp_path), progress=False).found == ()
 
 
+def test_no_key_is_dropped_while_an_image_is_stored(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From sealing an image until its file has its name, the lock is held that dropping keys waits for: when it is added, and sealed anew."""
+    store, held = sealed(engine, tmp_path), list[bool]()
+    plain_write = storage.write_durably
+
+    def looking(path: Path, content: bytes) -> None:
+        if path.suffix == ".sealed":
+            with (tmp_path / storage.LOCK_FILE).open() as lock, suppress(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                held.append(False)
+                return plain_write(path, content)
+            held.append(True)
+        return plain_write(path, content)
+
+    monkeypatch.setattr(storage, "write_durably", looking)
+    fill(store, 1)
+    encrypt(store, tmp_path, rotate=True, progress=False)
+    assert held == [True, True]
+
+
 def waiting(store: CohortStore) -> HeldRow:
     """A picture in quarantine and an object in the spool."""
     gray = np.random.default_rng(5).integers(0, 255, (48, 80), np.uint8)
@@ -259,6 +282,34 @@ def test_a_new_data_key_reaches_what_waits(engine: Engine, tmp_path: Path) -> No
     assert np.array_equal(HeldStore(store).frame(row, 0), picture)  # a console that runs on
     assert sealed(engine, tmp_path).vault.read(file, role="spool", name=file.stem) == b"an object"
     assert verify(store, progress=False).found == ()
+
+
+def test_half_a_picture_is_swept_and_stops_nothing(engine: Engine, tmp_path: Path) -> None:
+    """What a crash left beside a picture that waits goes with the next sweep, the picture stays; it does not keep 'encrypt' from its end."""
+    store = sealed(engine, tmp_path)
+    row = waiting(store)
+    picture = tmp_path / "quarantine" / f"{row.token}-0"
+    half, half_object = picture.with_name(picture.name + ".new"), tmp_path / "spool" / "x-1.dcm.new"
+    for run in (HeldStore(store).sweep, lambda: encrypt(store, tmp_path, rotate=True, progress=False)):
+        half.write_bytes(picture.read_bytes()[:-1])
+        half_object.write_bytes(b"half")
+        run()
+        assert [file.name for file in (tmp_path / "quarantine").iterdir()] == [picture.name]
+    assert not half_object.exists()
+    assert verify(store, progress=False).found == ()
+
+
+def test_no_key_is_dropped_while_a_picture_is_missing(engine: Engine, tmp_path: Path) -> None:
+    """A folder that is not mounted may come back: the key of its pictures is still there, and goes with the next run."""
+    store = sealed(engine, tmp_path)
+    row = waiting(store)
+    (tmp_path / "quarantine").rename(tmp_path.parent / f"{tmp_path.name}-away")
+    encrypt(store, tmp_path, rotate=True, progress=False)
+    (tmp_path.parent / f"{tmp_path.name}-away").rename(tmp_path / "quarantine")
+    assert HeldStore(store).frame(row, 0).shape == (48, 80)
+    encrypt(store, tmp_path, progress=False)
+    assert len(json.loads((tmp_path / "storage.json").read_text())["keys"]) == 1
+    assert HeldStore(store).frame(row, 0).shape == (48, 80)
 
 
 def test_what_waits_is_looked_at_too(engine: Engine, tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ class Console:
         """A new account's name and a code of its."""
         self.made += 1
         name = f"person{self.made}"
-        return name, pyotp.TOTP(Accounts(self.store.engine).add(name, role, PASSWORD)).now()
+        return name, pyotp.TOTP(Accounts(self.store).add(name, role, PASSWORD)).now()
 
     def waiting(self, code: Code) -> str:
         """Name of the object that waits for a code; taken in anew where a test before has decided on it."""
@@ -276,7 +276,7 @@ def test_signing_out_ends_the_session(console: Console, visitor: httpx.Client) -
     assert visitor.post("/sign-out", data={"token": token}).status_code == 303
     assert httpx.get(console.url, cookies=copy).status_code == 401
     name, _ = enter(console, visitor)
-    Accounts(console.store.engine).remove(name)
+    Accounts(console.store).remove(name)
     assert visitor.get("/").status_code == 401
 
 
@@ -335,12 +335,12 @@ def test_the_first_account_is_made_at_the_command_line(console: Console) -> None
     assert secret
     assert f"otpauth://totp/BUSGen%20node%20north:first?secret={secret[1]}" in made.stdout
     assert "█" in made.stderr
-    assert Accounts(console.store.engine).check("first", PASSWORD, pyotp.TOTP(secret[1]).now())
+    assert Accounts(console.store).check("first", PASSWORD, pyotp.TOTP(secret[1]).now())
     listed = CliRunner().invoke(app, ["console", "users", "--json", "--config", toml], catch_exceptions=False)
     assert {"name": "first", "role": "officer"} in json.loads(listed.stdout)
     assert secret[1] not in listed.stdout
     CliRunner().invoke(app, ["console", "remove-user", "first", "--config", toml], catch_exceptions=False)
-    assert Accounts(console.store.engine).find("first") is None
+    assert Accounts(console.store).find("first") is None
 
 
 def test_the_picture_is_the_one_that_waits(console: Console, visitor: httpx.Client) -> None:

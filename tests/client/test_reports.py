@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from busgen_client.protocol import LOCAL_REPORT
+from busgen_client.papers import Paper, read_paper
+from busgen_client.protocol import job_folder
 from busgen_client.release import build_unsigned
+from busgen_client.storage import Vault
 from busgen_core.transfer import folder_files
 from busgen_privacy.audit import travelling
 from busgen_privacy.dp.noise import SeededGaussian
@@ -29,8 +31,9 @@ def test_a_release_holds_no_pixel_and_no_exact_figure_of_a_patient(tmp_path: Pat
     found = peculiar()
     copies = found.registered_copies.model_copy(update={"closest": closest})
     found = found.model_copy(update={"registered_copies": copies, "released": 6})
+    folder, vault = job_folder(settings.data, "c1"), Vault(settings.data, settings.storage)
     build_unsigned(
-        tmp_path,
+        folder,
         settings=settings,
         campaign=campaign(epsilon=3.0),
         plan=plan,
@@ -39,11 +42,14 @@ def test_a_release_holds_no_pixel_and_no_exact_figure_of_a_patient(tmp_path: Pat
         travels=travelling(found, settings.policy, SeededGaussian(2)),
         ledger=Ledger(settings.data / "ledger.jsonl", site=settings.site),
         members=members,
+        vault=vault,
     )
-    shown = [np.array(Image.open(io.BytesIO(png))) for png in carried((tmp_path / LOCAL_REPORT).read_text())]
+    report = read_paper(vault, settings.data, "c1", Paper.REPORT).decode()
+    shown = [np.array(Image.open(io.BytesIO(png))) for png in carried(report)]
     assert [picture.tobytes() for picture in shown[0::2]] == [image.tobytes() for image in members.images[:6]]
-    assert {"0.614", "283", "147"} <= written(found) & numbers((tmp_path / LOCAL_REPORT).read_text())
-    release = folder_files(tmp_path / "release")
+    assert {"0.614", "283", "147"} <= written(found) & numbers(report)
+    release = folder_files(folder / "release")
+    assert not any(b"data:image" in file.read_bytes() for file in settings.data.rglob("*") if file.is_file())
     assert carried(release["audit.html"].decode()) == []
     assert written(found) & numbers(release["audit.html"].decode()) == set()
     assert not any(image.tobytes() in data for data in release.values() for image in members.images)

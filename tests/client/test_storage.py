@@ -1,5 +1,7 @@
 """Files at rest: what opens, what does not, and where the key comes from."""
 
+import json
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +12,7 @@ from keyring.backend import KeyringBackend
 from keyring.errors import PasswordDeleteError
 
 from busgen_client.storage import MAGIC, OVERHEAD, StorageSettings, Vault
-from busgen_core.errors import BusgenError, ConfigError, SealError, StorageKeyError
+from busgen_core.errors import BusgenError, ConfigError, SealError, StorageKeyError, UnavailableError
 from busgen_core.files import create_once
 
 CONTENT = b"a scan of somebody"
@@ -19,6 +21,10 @@ CONTENT = b"a scan of somebody"
 @pytest.fixture
 def vault(tmp_path: Path) -> Vault:
     return Vault(tmp_path, StorageSettings())
+
+
+def key_names(data: Path) -> list[str]:
+    return [key["id"] for key in json.loads((data / "storage.json").read_text())["keys"]]
 
 
 def with_passphrase(folder: Path, text: str) -> StorageSettings:
@@ -95,9 +101,7 @@ def test_another_process_opens_it(tmp_path: Path, vault: Vault) -> None:
     assert Vault(tmp_path, StorageSettings()).read(tmp_path / "f", role="r") == CONTENT
     key_file = tmp_path / "keys" / "storage.key"
     assert key_file.stat().st_mode & 0o777 == 0o600
-    key = next(iter(vault._keys.values()))
     assert key_file.read_bytes().hex() not in (tmp_path / "storage.json").read_text()
-    assert key is not None
 
 
 KEYS = {"missing": None, "short": b"x", "another": b"y" * 32, "readable by all": 0o644}
@@ -191,6 +195,44 @@ def test_a_process_that_runs_on_sees_a_new_data_key(tmp_path: Path, vault: Vault
         assert vault.read(tmp_path / name, role="r") == Vault(tmp_path, StorageSettings()).read(tmp_path / name, role="r") == CONTENT
 
 
+def test_a_rotation_in_the_midst_of_sealing_leaves_a_file_that_opens(tmp_path: Path, vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where another process makes a new data key between the choice of the key and its use, head and ciphertext are still of one key."""
+    vault.check()
+    plain, other = os.urandom, Vault(tmp_path, StorageSettings())
+
+    def rotated(size: int) -> bytes:
+        monkeypatch.setattr(os, "urandom", plain)
+        other.rotate()
+        return plain(size)
+
+    monkeypatch.setattr(os, "urandom", rotated)
+    sealed = vault.seal(CONTENT, role="r", name="n")
+    assert len(key_names(tmp_path)) == 2  # it was in the midst
+    assert other.open(sealed, role="r", name="n") == CONTENT
+
+
+def test_rotations_at_once_lose_no_key(tmp_path: Path, vault: Vault) -> None:
+    """Of many data keys made at the same time, each is in storage.json afterwards, and what is sealed meanwhile opens."""
+    vault.check()
+    before, start, sealed = key_names(tmp_path), threading.Barrier(4), list[bytes]()
+
+    def rotate() -> None:
+        own = Vault(tmp_path, StorageSettings())
+        start.wait()
+        for _ in range(5):
+            own.rotate()
+            sealed.append(own.seal(CONTENT, role="r", name="n"))
+
+    threads = [threading.Thread(target=rotate) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    names = key_names(tmp_path)
+    assert (len(names), names[:1]) == (21, before)
+    assert [vault.open(each, role="r", name="n") for each in sealed] == [CONTENT] * 20
+
+
 def test_no_key_is_dropped_while_a_file_is_being_sealed(tmp_path: Path, vault: Vault) -> None:
     """Dropping keys waits until a file that another process is sealing has its name."""
     vault.check()
@@ -201,6 +243,19 @@ def test_no_key_is_dropped_while_a_file_is_being_sealed(tmp_path: Path, vault: V
         assert dropping.is_alive()
     dropping.join(10)
     assert not dropping.is_alive()
+
+
+def test_no_key_is_dropped_while_a_file_cannot_be_read(tmp_path: Path, vault: Vault) -> None:
+    """A file that does not read may be sealed under any key, so all are kept; a link that leads nowhere is no such file."""
+    vault.check()
+    vault.rotate()
+    (tmp_path / "unreadable").symlink_to("/proc/self/mem")  # its first byte cannot be read, by root neither
+    with pytest.raises(UnavailableError, match="no key"):
+        vault.forget_unused(tmp_path)
+    assert len(key_names(tmp_path)) == 2
+    (tmp_path / "unreadable").unlink()
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    assert vault.forget_unused(tmp_path) == 1
 
 
 @pytest.mark.parametrize("linked", [False, True])

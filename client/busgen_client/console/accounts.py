@@ -1,7 +1,7 @@
 """Who may use the console: a name, a role, a password (argon2id) and one-time codes (TOTP) from the person's own phone.
 
 Guarantees:
-    - A password is kept as an argon2id hash alone.
+    - A password is kept as an argon2id hash alone, the secret of one-time codes sealed (``code_secrets``).
     - A one-time code is good once, and 30 seconds early or late.
     - A wrong name, password or code look and cost the same.
 """
@@ -15,9 +15,11 @@ import pyotp
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 from argon2.profiles import RFC_9106_LOW_MEMORY
-from sqlalchemy import Engine, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from busgen_client.cohort import CohortStore
+from busgen_client.console.code_secrets import CodeSecrets
 from busgen_client.console.roles import Role
 from busgen_client.console.rows import AccountRow
 from busgen_core.errors import InputError, StateError
@@ -41,11 +43,11 @@ class Accounts:
     """All reads and writes of accounts.
 
     Args:
-        engine: The node's store.
+        store: The node's.
     """
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, store: CohortStore) -> None:
+        self._engine, self.secrets = store.engine, CodeSecrets(store)
 
     def add(self, name: str, role: Role, password: str) -> str:
         """Make an account.
@@ -56,6 +58,7 @@ class Accounts:
         Raises:
             InputError: the name is not 2 to 32 of ``a-z 0-9 . _ -``, or the password is not 12 to 1024 characters.
             StateError: the name is taken.
+            StorageKeyError: the site's key is missing or another, so the secret could not be sealed.
         """
         if not NAME.fullmatch(name):
             raise InputError("a name is 2 to 32 of a-z, 0-9, '.', '_' and '-', and begins with a letter")
@@ -65,7 +68,9 @@ class Accounts:
         with Session(self._engine) as session:
             if session.get(AccountRow, name) is not None:
                 raise StateError(f"there is an account of the name {name}; remove it first")
-            session.add(AccountRow(name=name, role=role.value, password=hashed, totp=secret))
+            row = AccountRow(name=name, role=role.value, password=hashed)
+            self.secrets.keep(row, secret)
+            session.add(row)
             session.commit()
         return secret
 
@@ -79,6 +84,7 @@ class Accounts:
             row = session.get(AccountRow, name)
             if row is None:
                 raise StateError(f"there is no account of the name {name}")
+            self.secrets.drop(name)
             session.delete(row)
             session.commit()
 
@@ -94,7 +100,11 @@ class Accounts:
             return _account(row) if row else None
 
     def check(self, name: str, password: str, code: str) -> Account | None:
-        """The account, if name, password and one-time code are right; then the code is used up. Else None, whatever of them is wrong."""
+        """The account, if name, password and one-time code are right; then the code is used up. Else None, whatever of them is wrong.
+
+        Raises:
+            StorageKeyError, SealError: name and password are right, and the secret of the codes does not open.
+        """
         with Session(self._engine) as session:
             row = session.get(AccountRow, name)
             hashed = row.password if row else NOBODY
@@ -107,7 +117,7 @@ class Accounts:
             row = session.get(AccountRow, name)
             if row is None or row.password != hashed:  # removed or made anew meanwhile
                 return None
-            step = _step_of(row.totp, code, after=row.totp_step)
+            step = _step_of(self.secrets.of(row), code, after=row.totp_step)
             if step is None:
                 return None
             row.totp_step = step

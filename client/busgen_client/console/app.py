@@ -34,9 +34,15 @@ HEADERS = {
 
 
 def create_app(settings: NodeSettings, store: CohortStore) -> FastAPI:
-    """The console of the node whose cohort is ``store``."""
+    """The console of the node whose cohort is ``store``.
+
+    Raises:
+        StorageKeyError: secrets of one-time codes are from before sealing was switched on, and the site's key is missing or another.
+    """
     app = FastAPI(title="BUSGen node", docs_url=None, redoc_url=None, openapi_url=None)
-    app.state.desk = Desk(settings=settings, store=store, quarantine=Quarantine(store), accounts=Accounts(store.engine))
+    accounts = Accounts(store)
+    accounts.secrets.seal()
+    app.state.desk = Desk(settings=settings, store=store, quarantine=Quarantine(store), accounts=accounts)
     _add_guards(app)
     _add_sign_in(app)
     app.include_router(node_routes.router)

@@ -63,6 +63,11 @@ class Person:
         """Whether the person decides on the quarantine."""
         return self.account.role is Role.STEWARD
 
+    @property
+    def answers(self) -> bool:
+        """Whether the person answers for releases."""
+        return self.account.role is Role.OFFICER
+
 
 class SignInNeeded(HTTPException):
     """Nobody is signed in."""
@@ -126,6 +131,17 @@ def decided(person: Annotated[Person, Depends(posting)]) -> Person:
         HTTPException: 403, another role, or a form that is not one of this session's.
     """
     return deciding(person)
+
+
+def answering(person: Annotated[Person, Depends(signed_in)]) -> Person:
+    """Who answers for releases.
+
+    Raises:
+        HTTPException: 403, another role.
+    """
+    if not person.answers:
+        raise HTTPException(403, "only an officer reads reports, which show real images")
+    return person
 
 
 AnyPerson = Annotated[Person, Depends(signed_in)]

@@ -12,7 +12,7 @@ class AccountRow(Base):
         name: What the journal calls the person.
         role: "steward" (decides on the quarantine) or "officer" (sees it all; signs releases).
         password: argon2id hash with its parameters.
-        totp: Secret of the one-time codes, base 32.
+        totp: Secret of the one-time codes, base 32, where the site seals nothing; else empty, see ``code_secrets``.
         totp_step: Last 30-second step whose code was used; a code is good once.
     """
 

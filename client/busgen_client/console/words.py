@@ -8,6 +8,8 @@ EVENTS = {
     "console.locked": "too many wrong sign-ins",
     "account.added": "account made",
     "account.removed": "account removed",
+    "paper.copied": "copied a paper of a job",
+    "paper.read": "read a report",
     "device.trusted": "vouched for a scanner",
     "quarantine.allowed": "took a deletion back",
     "quarantine.deleted": "deleted",

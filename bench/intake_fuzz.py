@@ -19,7 +19,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -275,6 +276,16 @@ def _stored(folder: Path) -> list[bytes]:
     return [*(path.read_bytes() for path in kept), *pixels, " ".join(str(path.relative_to(folder)) for path in kept).encode()]
 
 
+def _lines(running: subprocess.Popen[bytes], seconds: float) -> Iterator[str]:
+    """What a child says, until it ends or says nothing for so long; loading, and the undamaged files, may take longer."""
+    assert running.stdout is not None
+    left, longest = b"", seconds + 180
+    while wait.select([running.stdout], [], [], longest)[0] and (more := os.read(running.stdout.fileno(), 65536)):
+        *whole, left = (left + more).split(b"\n")
+        longest = seconds
+        yield from (line.decode() for line in whole)
+
+
 def main() -> None:
     """Measure and write bench/results/intake_fuzz.json."""
     if len(sys.argv) > 2:
@@ -282,13 +293,13 @@ def main() -> None:
         return
     began, done, outcomes, slow, longer, bad, leaks, peak = time.perf_counter(), 0, Counter[str](), [], 0, [], 0, 0.0
     bar = tqdm(total=COUNT, desc="mutations", unit="file", mininterval=20)
+    again = -1  # the mutation that is tried alone a second time: one that stood still beside other work may have had too little of the machine
     while done < COUNT:
-        running = subprocess.Popen([sys.executable, "-m", "bench.intake_fuzz", str(done), str(COUNT - done)], stdout=subprocess.PIPE, text=True)
-        assert running.stdout is not None
-        fresh = True  # loading, and the undamaged files, take longer than a mutation may
-        while wait.select([running.stdout], [], [], STOP_SECONDS + 120 * fresh)[0] and (line := running.stdout.readline()):
+        only = 1 if again == done else COUNT - done
+        command = [sys.executable, "-m", "bench.intake_fuzz", str(done), str(only)]
+        running = subprocess.Popen(command, stdout=subprocess.PIPE, bufsize=0)
+        for line in _lines(running, STOP_SECONDS * (5 if again == done else 1)):
             number, kind, seconds, outcome, more = json.loads(line)
-            fresh = False
             if kind == "memory":
                 peak = max(peak, seconds)
             elif kind == "stored":
@@ -301,10 +312,16 @@ def main() -> None:
                 outcomes[outcome] += 1
                 slow += [(seconds, number, kind)] * (seconds > HANG_SECONDS)
                 bad += [f"{number} {kind}: {outcome}"] * outcome.startswith("raised")
+        with suppress(subprocess.TimeoutExpired):
+            running.wait(1)
         ended = running.poll()
         running.kill()
-        running.wait()
-        if done < COUNT:
+        running.communicate()
+        if only == 1 and done > again:
+            continue
+        if done < COUNT and ended is None and again != done:
+            again = done
+        elif done < COUNT:
             bad.append(f"{done} {mutant(bases(), done)[0]}: {'hang' if ended is None else f'process ended with {ended}'}")
             done += 1
     bar.close()

@@ -244,8 +244,8 @@ class Vault:
         state = self._file.stat()
         version = (state.st_ino, state.st_mtime_ns, state.st_size)
         if self._read is None or self._read[0] != version:
-            ring = KeyRing.at(self._file)
-            self._read = version, ring, {bytes.fromhex(key.id): AESGCM(unwrapped(key, self._key_for(ring))) for key in ring.keys}
+            ring, known = KeyRing.at(self._file), {} if self._read is None else self._read[2]  # whoever read a file just now may need a dropped key
+            self._read = version, ring, known | {bytes.fromhex(key.id): AESGCM(unwrapped(key, self._key_for(ring))) for key in ring.keys}
         return self._read[1], self._read[2]
 
     def _begin(self) -> None:

@@ -234,6 +234,18 @@ def test_rotations_at_once_lose_no_key(tmp_path: Path, vault: Vault) -> None:
     assert [vault.open(each, role="r", name="n") for each in sealed] == [CONTENT] * 20
 
 
+def test_a_file_read_just_before_a_rotation_still_opens(tmp_path: Path, vault: Vault) -> None:
+    """Who has read a file's bytes, and opens them after they were sealed anew and the old key was dropped elsewhere, is not told of a missing key."""
+    vault.write(tmp_path / "f", CONTENT, role="r")
+    stored, other = (tmp_path / "f").read_bytes(), Vault(tmp_path, StorageSettings())
+    other.rotate()
+    assert other.reseal(tmp_path / "f", role="r")
+    assert other.forget_unused(tmp_path) == 1
+    assert vault.open(stored, role="r", name="f") == vault.read(tmp_path / "f", role="r") == CONTENT
+    with pytest.raises(StorageKeyError):
+        Vault(tmp_path, StorageSettings()).open(stored, role="r", name="f")
+
+
 def test_no_key_is_dropped_while_a_file_is_being_sealed(tmp_path: Path, vault: Vault) -> None:
     """Dropping keys waits until a file that another process is sealing has its name."""
     vault.check()

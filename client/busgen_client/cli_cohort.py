@@ -3,14 +3,18 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
+import tomli_w
 import typer
+from pydantic import ValidationError
 
 from busgen_client.cli_options import NODE_TOML, AsJson, Config
 from busgen_client.cohort import ROLES, SMALLEST_CELL, open_cohort
 from busgen_client.settings import load_settings
+from busgen_client.storage_keys import StorageSettings
 from busgen_core.console import print_rows
+from busgen_core.errors import ConfigError
 from busgen_core.labels import Pathology
 
 cohort_app = typer.Typer(no_args_is_help=True, help="The patients' images that this node holds.")
@@ -71,6 +75,30 @@ def encrypt(
     settings = load_settings(config)
     done = seal(open_cohort(settings), settings.data, rotate=rotate, progress=not as_json)
     typer.echo(json.dumps({"sealed": done}) if as_json else f"{done} files sealed")
+
+
+@cohort_app.command("rekey")
+def rekey(
+    key: Annotated[Literal["file", "passphrase", "keyring"], typer.Option(help="Where the new key comes from.")],
+    key_file: Annotated[Path | None, typer.Option(help="With --key file: where it is, or shall be made.")] = None,
+    passphrase_file: Annotated[Path | None, typer.Option(help="With --key passphrase: holds the new passphrase.")] = None,
+    config: Config = NODE_TOML,
+) -> None:
+    """Change the site's key, with the node stopped: node.toml still names the old one. Prints what to put there instead. No image is rewritten.
+
+    Exit status: 0 done, 1 refused or invalid, and nothing was changed, 2 wrong usage.
+    """
+    from busgen_client.cohort_files import rekey as change
+
+    here = {name: path.absolute() for name, path in (("key_file", key_file), ("passphrase_file", passphrase_file)) if path}
+    try:
+        new = StorageSettings.model_validate({"key": key} | here)
+    except ValidationError as error:
+        raise ConfigError(f"--key {key}: {error.errors()[0]['msg']}") from None
+    changed = change(open_cohort(load_settings(config)), new)
+    said = "The site's key is changed." if changed else "That is the site's key already; nothing was changed."
+    typer.echo(f"{said} In node.toml, have this instead of [storage], then run 'busgen-node doctor' and start the node:", err=True)
+    typer.echo(tomli_w.dumps({"storage": new.model_dump(mode="json", exclude_none=True)}), nl=False)
 
 
 @cohort_app.command("card")

@@ -20,10 +20,13 @@ from busgen_client.console.code_secrets import CodeSecrets
 from busgen_client.held import ROLE as QUARANTINE
 from busgen_client.held import HeldStore
 from busgen_client.intake.dicom import SPOOL
+from busgen_client.jobs import JobStore
 from busgen_client.papers import ROLE as PAPERS
 from busgen_client.papers import Paper, sealed_name
-from busgen_client.storage import MAGIC
-from busgen_core.errors import ConfigError, CorruptImageError, SealError
+from busgen_client.storage import MAGIC, StorageSettings
+from busgen_core.errors import ConfigError, CorruptImageError, SealError, StateError
+
+BEAT_SECONDS = 20.0  # since the worker's last heartbeat; it has one every 5 s
 
 
 class Problem(StrEnum):
@@ -188,6 +191,25 @@ def encrypt(store: CohortStore, data: Path, *, rotate: bool = False, progress: b
             store.vault.forget_unused(data)
         store.note("storage.encrypted", {"files": done, "rotated": rotate})
     return done
+
+
+def rekey(store: CohortStore, settings: StorageSettings) -> bool:
+    """Change the site's key, as ``Vault.rekey`` does it, while no worker and no intake could be stopped by it half-way.
+
+    Returns:
+        Whether anything was changed.
+
+    Raises:
+        StateError: the worker or an intake is running, or there are no keys yet.
+        ConfigError, StorageKeyError: as ``Vault.rekey``.
+    """
+    if JobStore(store.engine).worker_age_seconds() < BEAT_SECONDS:
+        raise StateError(f"the node's worker is running, and a job that misses its key fails; stop the node, and wait {BEAT_SECONDS:.0f} s")
+    with store.still():
+        changed = store.vault.rekey(settings)
+        if changed:
+            store.note("storage.rekeyed", {"key": settings.key})
+        return changed
 
 
 def _sweep(store: CohortStore) -> None:

@@ -2,7 +2,7 @@
 
 A sealed file is ``MAGIC | key id, 8 bytes | nonce, 12 bytes | ciphertext and tag``. Its role and name are associated data, so a sealed file
 opens under no other name and in no other role. ``storage.json`` in the data folder holds the data keys, wrapped by the site's key: another
-passphrase needs no file to be written anew, and a data key can be replaced (``rotate``) while files under the old one stay readable.
+passphrase needs no file to be written anew (``rekey``), and a data key can be replaced (``rotate``) while files under the old one stay readable.
 
 Guarantees: each file has a fresh random nonce (NIST SP 800-38D, 8.2.2: at most 2^32 files a data key); what opens is, bit for bit, what was
 sealed; a wrong or missing key is refused before anything is written. Not hidden: names, sizes and times of files, and the rows of node.sqlite.
@@ -10,17 +10,26 @@ sealed; a wrong or missing key is refused before anything is written. Not hidden
 
 import fcntl
 import os
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from pydantic import ValidationError
 
-from busgen_client.storage_keys import ID_BYTES, KEY_BYTES, NO_KEY, NONCE_BYTES, TAG_BYTES, KeyRing, StorageSettings, site_key, unwrapped, wrapped
-from busgen_core.errors import SealError, StorageKeyError, UnavailableError
+from busgen_client.storage_keys import (
+    ID_BYTES,
+    NO_KEY,
+    NONCE_BYTES,
+    TAG_BYTES,
+    KeyRing,
+    StorageSettings,
+    fresh_data_key,
+    site_key,
+    unwrapped,
+    wrapped,
+)
+from busgen_core.errors import ConfigError, SealError, StateError, StorageKeyError, UnavailableError
 from busgen_core.files import create_once, write_durably
 
 __all__ = ["MAGIC", "OVERHEAD", "StorageSettings", "Vault"]
@@ -45,7 +54,7 @@ class Vault:
     def __init__(self, data: Path, settings: StorageSettings) -> None:
         self._data, self._file, self._settings = data, data / KEYRING_FILE, settings
         self._read: tuple[tuple[int, int, int], KeyRing, dict[bytes, AESGCM]] | None = None
-        self._known: bytes | None = None
+        self._known: tuple[str, bytes] | None = None
 
     @property
     def begun(self) -> bool:
@@ -163,7 +172,48 @@ class Vault:
         self.check()
         with self._locked(fcntl.LOCK_EX):
             ring, _ = self._now()
-            self._save(ring.model_copy(update={"keys": [*ring.keys, wrapped(os.urandom(KEY_BYTES), self._key_for(ring))]}))
+            self._save(ring.model_copy(update={"keys": [*ring.keys, fresh_data_key(self._key_for(ring))]}))
+
+    def rekey(self, settings: StorageSettings) -> bool:
+        """Put the data keys under another site's key, in one step: until then the old one opens them, and from then on the new one.
+
+        No sealed file changes. A new key that is not there yet is made, as at first use; the old one stays where it is.
+
+        Args:
+            settings: Where the new key comes from; this vault goes on with them.
+
+        Returns:
+            Whether anything was changed: not where the data keys are under that key already, as after a crash.
+
+        Raises:
+            ConfigError: the new key is ``none``.
+            StateError: there are no data keys yet.
+            StorageKeyError: the old or the new key is missing or wrong; nothing was changed.
+        """
+        if settings.key == "none":
+            raise ConfigError("the new key cannot be none, since what is sealed needs one")
+        if not self.begun:
+            raise StateError("nothing was ever sealed here, so there is no key to change; say in node.toml where the new one is")
+        if Vault(self._data, settings)._opens():
+            return False
+        self.check()
+        with self._locked(fcntl.LOCK_EX):
+            self._save(self._under(settings))
+        self._settings = settings
+        return True
+
+    def _under(self, settings: StorageSettings) -> KeyRing:
+        """The same data keys under the site's key that other settings name."""
+        (ring, _), fresh = self._now(), KeyRing.empty()
+        old, new = self._key_for(ring), site_key(settings, self._data, fresh, create=True)
+        return fresh.model_copy(update={"keys": [wrapped(unwrapped(key, old), new, name=bytes.fromhex(key.id)) for key in ring.keys]})
+
+    def _opens(self) -> bool:
+        try:
+            self.check()
+        except StorageKeyError:
+            return False
+        return True
 
     def forget_unused(self, data: Path) -> int:
         """Drop the data keys under which no file below ``data`` is sealed, and not the newest; how many.
@@ -194,15 +244,9 @@ class Vault:
         state = self._file.stat()
         version = (state.st_ino, state.st_mtime_ns, state.st_size)
         if self._read is None or self._read[0] != version:
-            ring = self._parsed()
-            self._read = version, ring, {bytes.fromhex(key.id): AESGCM(unwrapped(key, self._key_for(ring))) for key in ring.keys}
+            ring, known = KeyRing.at(self._file), {} if self._read is None else self._read[2]  # whoever read a file just now may need a dropped key
+            self._read = version, ring, known | {bytes.fromhex(key.id): AESGCM(unwrapped(key, self._key_for(ring))) for key in ring.keys}
         return self._read[1], self._read[2]
-
-    def _parsed(self) -> KeyRing:
-        try:
-            return KeyRing.model_validate_json(self._file.read_bytes())
-        except (OSError, ValidationError):
-            raise StorageKeyError("storage.json cannot be read; restore it from the backup, nothing opens without it") from None
 
     def _begin(self) -> None:
         """Make the first keys; where two processes begin at once, one of them wins and both read the same.
@@ -211,16 +255,15 @@ class Vault:
         """
         if any(head.startswith(MAGIC) for head in _heads(self._data)):
             raise StorageKeyError("storage.json is missing, and stored files are sealed; restore it from the backup, nothing opens without it")
-        ring = KeyRing(name=secrets.token_hex(8), salt=os.urandom(16).hex(), keys=[])
-        key = site_key(self._settings, self._data, ring, create=True)
-        ring.keys.append(wrapped(os.urandom(KEY_BYTES), key))
+        ring = KeyRing.empty()
+        ring.keys.append(fresh_data_key(site_key(self._settings, self._data, ring, create=True)))
         create_once(self._file, ring.model_dump_json(indent=1).encode())
 
     def _key_for(self, ring: KeyRing) -> bytes:
-        """The site's key, read once: a passphrase is stretched for long."""
-        if self._known is None:
-            self._known = site_key(self._settings, self._data, ring, create=False)
-        return self._known
+        """The site's key, read once for each that the data keys were put under: a passphrase is stretched for long."""
+        if self._known is None or self._known[0] != ring.name:
+            self._known = ring.name, site_key(self._settings, self._data, ring, create=False)
+        return self._known[1]
 
 
 def _heads(data: Path) -> set[bytes]:

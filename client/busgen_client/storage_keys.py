@@ -2,19 +2,21 @@
 
 import base64
 import os
+import secrets
 from pathlib import Path
 from typing import Literal, Self
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from busgen_core.errors import ConfigError, StorageKeyError
 from busgen_core.files import create_once
 
 KEY_BYTES, ID_BYTES, NONCE_BYTES, TAG_BYTES = 32, 8, 12, 16  # AES-256-GCM; NIST SP 800-38D, 5.2.1
 PASSES, LANES, MEMORY_KIB = 3, 4, 64 * 1024  # Argon2id, the second recommended option of RFC 9106, section 4
+SALT_BYTES = 16  # RFC 9106, section 3.1
 SERVICE = "busgen-node"  # under which the system's key store knows our keys
 NO_KEY = "a stored file is sealed, and storage.key in node.toml says none; say there where the key is"
 
@@ -62,9 +64,26 @@ class KeyRing(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     version: Literal[1] = 1
-    name: str  # random; names this installation in the system's key store
+    name: str  # random; names the site's key in the system's key store
     salt: str  # of the passphrase
     keys: list[Wrapped]
+
+    @classmethod
+    def empty(cls) -> Self:
+        """No data key yet; whatever opens it is a new site's key."""
+        return cls(name=secrets.token_hex(8), salt=os.urandom(SALT_BYTES).hex(), keys=[])
+
+    @classmethod
+    def at(cls, file: Path) -> Self:
+        """As a file has it.
+
+        Raises:
+            StorageKeyError: the file cannot be read.
+        """
+        try:
+            return cls.model_validate_json(file.read_bytes())
+        except (OSError, ValidationError):
+            raise StorageKeyError("storage.json cannot be read; restore it from the backup, nothing opens without it") from None
 
 
 def site_key(settings: StorageSettings, data: Path, ring: KeyRing, *, create: bool) -> bytes:
@@ -90,9 +109,14 @@ def site_key(settings: StorageSettings, data: Path, ring: KeyRing, *, create: bo
     raise StorageKeyError(NO_KEY)
 
 
-def wrapped(key: bytes, site_key: bytes) -> Wrapped:
-    """A data key under the site's key, with a fresh name."""
-    name, nonce = os.urandom(ID_BYTES), os.urandom(NONCE_BYTES)
+def fresh_data_key(site_key: bytes) -> Wrapped:
+    """A new data key under the site's key, with a new name."""
+    return wrapped(os.urandom(KEY_BYTES), site_key, name=os.urandom(ID_BYTES))
+
+
+def wrapped(key: bytes, site_key: bytes, *, name: bytes) -> Wrapped:
+    """A data key under the site's key."""
+    nonce = os.urandom(NONCE_BYTES)
     return Wrapped(id=name.hex(), wrapped=(nonce + AESGCM(site_key).encrypt(nonce, key, b"data key" + name)).hex())
 
 
@@ -106,7 +130,7 @@ def unwrapped(key: Wrapped, site_key: bytes) -> bytes:
         wrapped = bytes.fromhex(key.wrapped)
         return AESGCM(site_key).decrypt(wrapped[:NONCE_BYTES], wrapped[NONCE_BYTES:], b"data key" + bytes.fromhex(key.id))
     except (InvalidTag, ValueError):
-        raise StorageKeyError("the key is not the one that the stored files were sealed with; nothing was read or written") from None
+        raise StorageKeyError("the key is not the one that storage.json is under (after 'cohort rekey', the new one); nothing was read") from None
 
 
 def _from_file(path: Path, *, create: bool) -> bytes:
@@ -133,8 +157,8 @@ def _from_key_store(name: str, *, create: bool) -> bytes:
     try:
         stored = keyring.get_password(SERVICE, name)
         if stored is None and create:
-            stored = base64.b64encode(os.urandom(KEY_BYTES)).decode()
-            keyring.set_password(SERVICE, name, stored)
+            keyring.set_password(SERVICE, name, base64.b64encode(os.urandom(KEY_BYTES)).decode())
+            stored = keyring.get_password(SERVICE, name)
     except keyring.errors.KeyringError as error:
         raise StorageKeyError(f"the system's key store does not answer ({type(error).__name__}); unlock it") from None
     if stored is None:

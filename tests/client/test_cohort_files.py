@@ -23,7 +23,9 @@ from busgen_client.cohort_files import Problem, encrypt, verify
 from busgen_client.database import open_store
 from busgen_client.held import Held, HeldStore
 from busgen_client.intake.spool import Spool
+from busgen_client.jobs import BeatRow, JobStore
 from busgen_client.quarantine_rows import HeldRow
+from busgen_client.settings import load_settings
 from busgen_client.storage import MAGIC, StorageSettings, Vault
 from busgen_core.errors import ConfigError, CorruptImageError, StateError, StorageFullError, StorageKeyError
 from busgen_core.labels import Pathology
@@ -423,6 +425,33 @@ def test_commands(tmp_path: Path) -> None:
     assert {cell["patients"] for cell in cells} == {"<5"}
     first(settings.data).unlink()
     assert runner.invoke(app, ["cohort", "verify", *config]).exit_code == 1
+
+
+def test_the_sites_key_is_changed_by_a_command(tmp_path: Path) -> None:
+    """'rekey' prints what node.toml must say; with it all opens as it lies, without it nothing; a running worker or intake refuses it."""
+    settings = lay_out(tmp_path)
+    store, config = open_cohort(settings), tmp_path / "node.toml"
+    fill(store, 2)
+    before, runner = contents(settings.data), CliRunner()
+    ask = ["cohort", "rekey", "--key", "file", "--key-file", str(tmp_path / "usb" / "busgen.key"), "--config", str(config)]
+    JobStore(store.engine).beat()
+    assert isinstance(runner.invoke(app, ask).exception, StateError)
+    with Session(store.engine) as session:
+        session.execute(delete(BeatRow))
+        session.commit()
+    with store.still():
+        assert isinstance(runner.invoke(app, ask).exception, StateError)
+    assert isinstance(runner.invoke(app, [*ask, "--passphrase-file", "p"]).exception, ConfigError)
+    assert not (tmp_path / "usb").exists()
+    done = runner.invoke(app, ask)
+    assert done.exit_code == 0
+    with pytest.raises(StorageKeyError, match="rekey"):
+        verify(open_cohort(settings), progress=False)
+    config.write_text(config.read_text() + done.stdout)
+    assert verify(open_cohort(load_settings(config)), progress=False).found == ()
+    assert contents(settings.data) == before
+    again = runner.invoke(app, ask)
+    assert (again.exit_code, again.stdout, "already" in again.stderr) == (0, done.stdout, True)
 
 
 def test_a_node_seals_by_default(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import json
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import keyring
@@ -11,8 +11,9 @@ import pytest
 from keyring.backend import KeyringBackend
 from keyring.errors import PasswordDeleteError
 
+from busgen_client import storage, storage_keys
 from busgen_client.storage import MAGIC, OVERHEAD, StorageSettings, Vault
-from busgen_core.errors import BusgenError, ConfigError, SealError, StorageKeyError, UnavailableError
+from busgen_core.errors import BusgenError, ConfigError, SealError, StateError, StorageKeyError, UnavailableError
 from busgen_core.files import create_once
 
 CONTENT = b"a scan of somebody"
@@ -233,6 +234,18 @@ def test_rotations_at_once_lose_no_key(tmp_path: Path, vault: Vault) -> None:
     assert [vault.open(each, role="r", name="n") for each in sealed] == [CONTENT] * 20
 
 
+def test_a_file_read_just_before_a_rotation_still_opens(tmp_path: Path, vault: Vault) -> None:
+    """Who has read a file's bytes, and opens them after they were sealed anew and the old key was dropped elsewhere, is not told of a missing key."""
+    vault.write(tmp_path / "f", CONTENT, role="r")
+    stored, other = (tmp_path / "f").read_bytes(), Vault(tmp_path, StorageSettings())
+    other.rotate()
+    assert other.reseal(tmp_path / "f", role="r")
+    assert other.forget_unused(tmp_path) == 1
+    assert vault.open(stored, role="r", name="f") == vault.read(tmp_path / "f", role="r") == CONTENT
+    with pytest.raises(StorageKeyError):
+        Vault(tmp_path, StorageSettings()).open(stored, role="r", name="f")
+
+
 def test_no_key_is_dropped_while_a_file_is_being_sealed(tmp_path: Path, vault: Vault) -> None:
     """Dropping keys waits until a file that another process is sealing has its name."""
     vault.check()
@@ -284,6 +297,101 @@ def test_a_damaged_list_of_keys_is_refused(tmp_path: Path, vault: Vault, content
     with pytest.raises(StorageKeyError, match=r"storage\.json"):
         Vault(tmp_path, StorageSettings()).seal(b"", role="r", name="n")
     assert (tmp_path / "storage.json").read_bytes() == content
+
+
+NEW_KEYS: dict[str, Callable[[Path], StorageSettings]] = {
+    "another file": lambda folder: StorageSettings(key_file=folder / "other.key"),
+    "a passphrase": lambda folder: with_passphrase(folder, "correct horse"),
+    "the key store": lambda _: StorageSettings(key="keyring"),
+}
+
+
+@pytest.mark.parametrize("new", NEW_KEYS.values(), ids=NEW_KEYS)
+@pytest.mark.parametrize("old", NEW_KEYS.values(), ids=[f"from {name}" for name in NEW_KEYS])
+def test_another_site_key_opens_all_and_the_old_one_nothing(
+    tmp_path: Path,
+    key_store: Memory,
+    monkeypatch: pytest.MonkeyPatch,
+    old: Callable[[Path], StorageSettings],
+    new: Callable[[Path], StorageSettings],
+) -> None:
+    """After a change of the site's key every file opens as it lies, under each data key; the old key opens nothing; back and forth works."""
+    monkeypatch.setattr(storage_keys, "MEMORY_KIB", 64)  # how long a passphrase is stretched is another test's
+    data, first, second = tmp_path / "data", old(tmp_path), new(tmp_path)
+    vault = Vault(data, first)
+    vault.write(data / "f", CONTENT, role="r")
+    vault.rotate()
+    vault.write(data / "g", CONTENT, role="r")
+    files = {name: (data / name).read_bytes() for name in ("f", "g")}
+    if old is new:
+        assert not vault.rekey(second)
+        return
+    running = Vault(data, first)
+    running.check()
+    assert vault.rekey(second)
+    for name, stored in files.items():
+        assert (data / name).read_bytes() == stored
+        assert vault.read(data / name, role="r") == Vault(data, second).read(data / name, role="r") == CONTENT
+    for late in (running, Vault(data, first)):
+        with pytest.raises(StorageKeyError):
+            late.read(data / "f", role="r")
+    assert not Vault(data, first).rekey(second)  # once more, as after a crash: done already
+    assert vault.rekey(first)
+    assert Vault(data, first).read(data / "g", role="r") == CONTENT
+
+
+REFUSED = {
+    "none": (lambda _: StorageSettings(key="none"), ConfigError),
+    "a passphrase that is not there": (lambda folder: StorageSettings(key="passphrase", passphrase_file=folder / "p"), StorageKeyError),
+    "a key that all can read": (lambda folder: StorageSettings(key_file=readable(folder / "k")), StorageKeyError),
+}
+
+
+def readable(file: Path) -> Path:
+    file.write_bytes(bytes(32))
+    file.chmod(0o644)
+    return file
+
+
+@pytest.mark.parametrize(("new", "error"), REFUSED.values(), ids=REFUSED)
+def test_a_change_to_no_good_key_changes_nothing(
+    tmp_path: Path, vault: Vault, new: Callable[[Path], StorageSettings], error: type[BusgenError]
+) -> None:
+    """A new key that is none, missing or open to others is refused by name; so is any with a wrong old key, and one where nothing is sealed."""
+    vault.write(tmp_path / "f", CONTENT, role="r")
+    before = (tmp_path / "storage.json").read_bytes()
+    with pytest.raises(error):
+        vault.rekey(new(tmp_path))
+    with pytest.raises(StorageKeyError):
+        Vault(tmp_path, StorageSettings(key_file=tmp_path / "wrong.key")).rekey(StorageSettings(key_file=tmp_path / "new.key"))
+    with pytest.raises(StateError):
+        Vault(tmp_path / "fresh", StorageSettings()).rekey(StorageSettings(key_file=tmp_path / "new.key"))
+    assert (tmp_path / "storage.json").read_bytes() == before
+    assert not (tmp_path / "new.key").exists()
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_change_that_dies_leaves_one_key_that_opens(tmp_path: Path, vault: Vault, monkeypatch: pytest.MonkeyPatch, replaced: bool) -> None:
+    """Before storage.json is replaced the old key is the key, after it the new one is; the same call finishes it."""
+    vault.write(tmp_path / "f", CONTENT, role="r")
+    old, new = StorageSettings(), StorageSettings(key_file=tmp_path / "new.key")
+    plain_write = storage.write_durably
+
+    def dying(path: Path, content: bytes) -> None:
+        if replaced:
+            plain_write(path, content)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(storage, "write_durably", dying)
+    with pytest.raises(KeyboardInterrupt):
+        vault.rekey(new)
+    monkeypatch.undo()
+    right, wrong = (new, old) if replaced else (old, new)
+    assert Vault(tmp_path, right).read(tmp_path / "f", role="r") == CONTENT
+    with pytest.raises(StorageKeyError):
+        Vault(tmp_path, wrong).read(tmp_path / "f", role="r")
+    assert Vault(tmp_path, old).rekey(new) is not replaced
+    assert Vault(tmp_path, new).read(tmp_path / "f", role="r") == CONTENT
 
 
 def test_settings_that_do_not_fit_together_are_refused() -> None:

@@ -7,7 +7,7 @@ PRV: Opacus, privacy random variables (Gopi, Lee, Wutschitz 2021, arXiv:2106.028
 Noise is drawn from a discrete Gaussian, whose epsilon is that of the real one up to SAMPLER_SLACK (derived in dp/noise.py). So both
 accountants are asked at delta (1 - SAMPLER_SLACK), and what is stated is SAMPLER_SLACK above the larger answer.
 
-Heavy libraries are imported inside the functions: whoever only names an event does not wait for torch.
+Heavy libraries are imported inside the functions: whoever only names an event waits neither for torch nor for scipy.
 """
 
 import warnings
@@ -17,9 +17,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from math import exp, inf, isfinite, log, sqrt
-
-from scipy.optimize import brentq
-from scipy.special import log_ndtr, ndtri
 
 from busgen_core.errors import ConfigError, WatchdogError
 
@@ -196,6 +193,7 @@ def noise_for(*, epsilon: float, delta: float, sample_rate: float, steps: int, b
 
 def _least_noise(spent: Callable[[float], float], epsilon: float, start: float) -> float:
     """Smallest noise of which ``spent`` says at most ``epsilon``, met from above; QUIETEST where even that keeps it."""
+    from scipy.optimize import brentq
 
     def excess(log_sigma: float) -> float:
         return log(min(spent(exp(log_sigma)), 10 * NO_PROMISE) / epsilon)
@@ -221,6 +219,8 @@ def gdp_delta(mu: float, epsilon: float) -> float:
 
     Source: Balle & Wang 2018, arXiv:1805.06530, theorem 8; Dong, Roth, Su 2022, arXiv:1905.02383, corollary 1.
     """
+    from scipy.special import log_ndtr
+
     return exp(log_ndtr(mu / 2 - epsilon / mu)) - exp(epsilon + log_ndtr(-mu / 2 - epsilon / mu))
 
 
@@ -230,6 +230,8 @@ def gdp_mu(epsilon: float, delta: float) -> float:
     >>> round(gdp_mu(8.0, 1e-5), 3)
     1.666
     """
+    from scipy.optimize import brentq
+
     return float(brentq(lambda mu: gdp_delta(mu, epsilon) - delta, 1e-6, 100.0, xtol=1e-10))
 
 
@@ -239,6 +241,9 @@ def gdp_epsilon(mu: float, delta: float) -> float:
     >>> round(gdp_epsilon(1.666, 1e-5), 2)
     8.0
     """
+    from scipy.optimize import brentq
+    from scipy.special import ndtri
+
     if mu <= 0 or gdp_delta(mu, 0.0) <= delta:
         return 0.0
     high = mu**2 / 2 - mu * float(ndtri(delta))  # delta(eps) <= Phi(mu/2 - eps/mu)

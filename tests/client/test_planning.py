@@ -25,14 +25,14 @@ CAMPAIGN: dict[str, Any] = {"epsilon": 8.0, "delta": 1e-5, "images": 500, "pace"
 
 
 def test_settings_can_name_the_mechanisms(tmp_path: Path) -> None:
-    """Named mechanisms run and no others, with the steps and the subset that the settings give; unnamed, the planner chooses."""
+    """Named mechanisms run and no others, with the steps, the rate and the subset that the settings give; unnamed, the planner chooses."""
     settings = lay_out(tmp_path)
     for names in (("vote",), ("mean", "dp-sgd"), ("dp-sgd",), ()):
-        adapt = settings.adapt.model_copy(update={"mechanisms": names, "subset": "film"})
+        adapt = settings.adapt.model_copy(update={"mechanisms": names, "subset": "film", "patient_rate": 1.0})
         plan = plan_for(settings.model_copy(update={"adapt": adapt}), **CAMPAIGN)
         assert tuple(name for name, _ in plan.mechanisms()) == names
         assert "settings" in plan.reasons[0]
-        assert plan.dpsgd is None or (plan.dpsgd.subset, plan.dpsgd.steps) == ("film", 3)
+        assert plan.dpsgd is None or (plan.dpsgd.subset, plan.dpsgd.steps, plan.dpsgd.patient_rate) == ("film", 3, 1.0)
     chosen = plan_for(settings.model_copy(update={"adapt": settings.adapt.model_copy(update={"mechanisms": None})}), **CAMPAIGN)
     assert [name for name, _ in chosen.mechanisms()] == ["vote", "mean"]
 

@@ -1,6 +1,7 @@
 """Epsilon: known answers, monotonicity, agreement, and the noise that keeps a promise."""
 
 import math
+from collections.abc import Iterator
 
 import pytest
 from scipy.optimize import brentq
@@ -107,10 +108,32 @@ def test_deltas_outside_their_range_are_refused(delta: float) -> None:
 
 @pytest.mark.parametrize(("epsilon", "beside"), [(1.0, ()), (8.0, (GaussianEvent(4.0, 1.0, 1),))])
 def test_noise_keeps_the_promise_and_no_more(epsilon: float, beside: tuple[GaussianEvent, ...]) -> None:
-    """The noise found keeps epsilon, with what stands beside it; 0.5 % less noise breaks it."""
+    """The noise found keeps epsilon, with what stands beside it; 0.02 % less noise breaks it."""
     sigma = noise_for(epsilon=epsilon, delta=DELTA, sample_rate=0.25, steps=50, beside=beside)
     assert epsilon_of([GaussianEvent(sigma, 0.25, 50), *beside], delta=DELTA).epsilon <= epsilon
-    assert epsilon_of([GaussianEvent(0.995 * sigma, 0.25, 50), *beside], delta=DELTA).epsilon > epsilon
+    assert epsilon_of([GaussianEvent(0.9998 * sigma, 0.25, 50), *beside], delta=DELTA).epsilon > epsilon
+
+
+@pytest.fixture
+def unremembered(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """Patches of the accountants, with nothing remembered from before and nothing left behind."""
+    for cached in (accounting._composed, accounting._quick):
+        cached.cache_clear()
+    yield monkeypatch
+    for cached in (accounting._composed, accounting._quick):
+        cached.cache_clear()
+
+
+@pytest.mark.parametrize(("dearer", "asked"), [(0.999, 2), (1.005, 30)])
+def test_noise_is_what_both_accountants_allow(unremembered: pytest.MonkeyPatch, dearer: float, asked: int) -> None:
+    """The slow accountant judges what the quick one found; where it states more, it joins the search, and noise is still least."""
+    unremembered.setattr(accounting, "_pld", lambda events, delta: calls.append(events) or dearer * accounting._prv(events, delta, error=0.002))
+    calls: list[object] = []
+    sigma = noise_for(epsilon=4.0, delta=DELTA, sample_rate=1.0, steps=1, beside=(GaussianEvent(5.0, 1.0, 1),))
+    assert 2 <= len(calls) <= asked
+    for share, kept in ((1.0, True), (0.9998, False)):
+        spent = epsilon_of([GaussianEvent(share * sigma, 1.0, 1), GaussianEvent(5.0, 1.0, 1)], delta=DELTA)
+        assert (spent.epsilon <= 4.0) == kept
 
 
 def test_noise_beside_figures_that_use_all_is_refused() -> None:

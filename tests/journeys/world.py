@@ -1,6 +1,7 @@
 """A small consortium for journeys: a tiny foundation, few steps, few images; everything else is real."""
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 from sqlalchemy.exc import OperationalError
@@ -52,14 +53,24 @@ def take_in_phantoms(consortium: Consortium, name: str, *, seed: int, patients: 
 def job(consortium: Consortium, name: str) -> JobRow | None:
     """A node's job of the campaign, as the node has it."""
     try:
-        return JobStore(open_node(consortium.node_config(name).parent / "data")).get(CAMPAIGN)
+        return _jobs(consortium.node_config(name).parent / "data").get(CAMPAIGN)
     except OperationalError:
         return None
 
 
 def hub(consortium: Consortium) -> HubStore:
     """The hub's store."""
-    return HubStore(open_hub(consortium.hub_config.parent / "data"))
+    return _hub(consortium.hub_config.parent / "data")
+
+
+@cache
+def _jobs(data: Path) -> JobStore:  # opened once: they are asked many times a second
+    return JobStore(open_node(data))
+
+
+@cache
+def _hub(data: Path) -> HubStore:
+    return HubStore(open_hub(data))
 
 
 def wait_for_state(consortium: Consortium, name: str, states: set[str], *, seconds: float) -> None:
@@ -69,7 +80,7 @@ def wait_for_state(consortium: Consortium, name: str, states: set[str], *, secon
         row = job(consortium, name)
         return row is not None and row.state in states
 
-    wait_for(there, seconds=seconds, what=f"{name} to be {states}", every=0.05)
+    wait_for(there, seconds=seconds, what=f"{name} to be {states}", every=0.1)
 
 
 def approve(consortium: Consortium, name: str) -> None:

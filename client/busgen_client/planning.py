@@ -105,7 +105,8 @@ def measured(foundation: Foundation, *, draws: int) -> Pace:
     wanted = [Request(seed, Condition(pathology=label)) for seed, label in enumerate(labels)]
     drawn = _timed(lambda: draw(foundation, wanted)) / AT_ONCE
     frames = np.stack([p.image for p in simulate_batch(labels, size=foundation.image_px, seeds=list(range(AT_ONCE)))])
-    looked = _timed(lambda: load_encoder()(frames)) / AT_ONCE * len(STYLES)
+    encoder = load_encoder()
+    looked = _timed(lambda: encoder(frames)) / AT_ONCE * len(STYLES)
     some = tuple(str(number) for number in range(MOST_AT_ONCE))
     people = Cohort(frames[: len(some)], (Pathology.BENIGN,) * len(some), (None,) * len(some), some)
     network, patients = contiguous(foundation.network), list(people.patient_rows().items())

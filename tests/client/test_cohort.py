@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,18 +16,6 @@ from busgen_client.cohort import MEMBER_SHARE, Admission, CohortStore, ImageRow,
 from busgen_client.database import open_store
 from busgen_core.errors import CorruptImageError, InputError, StateError, UnavailableError
 from busgen_core.labels import Pathology
-
-
-@pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
-    engine = open_store(tmp_path)
-    yield engine
-    engine.dispose()
-
-
-@pytest.fixture
-def store(engine: Engine, tmp_path: Path) -> CohortStore:
-    return CohortStore(engine, tmp_path)
 
 
 def image(store: CohortStore, patient: str, number: int = 0, pathology: Pathology = Pathology.BENIGN) -> NewImage:

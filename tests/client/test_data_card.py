@@ -1,6 +1,5 @@
 """The data card of a cohort."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,23 +9,15 @@ from sqlalchemy import Engine
 
 from busgen_client.cohort import CohortStore, NewImage
 from busgen_client.data_card import Stratum, card_of, words, write_card
-from busgen_client.database import open_store
 from busgen_core.labels import Birads, Pathology
 
 PATIENTS = 30
 
 
 @pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
-    engine = open_store(tmp_path)
-    yield engine
-    engine.dispose()
-
-
-@pytest.fixture
-def store(engine: Engine, tmp_path: Path) -> CohortStore:
+def store(engine: Engine, data: Path) -> CohortStore:
     """30 patients with a benign image, its copy and, for 12, a malignant one; three have a scanner of their own."""
-    store = CohortStore(engine, tmp_path)
+    store = CohortStore(engine, data)
     for patient in range(PATIENTS):
         rng = np.random.default_rng(patient)
         view = rng.integers(0, 200, (64, 64)).astype(np.uint8)

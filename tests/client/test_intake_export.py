@@ -4,7 +4,6 @@ import io
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from typer.testing import CliRunner
 from bench.planted import planted_objects
 from busgen_client.cli import app
 from busgen_client.cohort import CohortStore
-from busgen_client.database import Base, open_store
+from busgen_client.database import Base
 from busgen_client.intake.dicom import clean_scans, intake_dicom
 from busgen_client.intake.export import as_objects, write_deidentified
 from busgen_client.intake.findings import REASONS
@@ -37,15 +36,13 @@ TEXT_VRS = {"AE", "AS", "DA", "DS", "DT", "IS", "LO", "LT", "PN", "SH", "ST", "T
 
 
 @pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
-    engine = open_store(tmp_path / "node")
-    yield engine
-    engine.dispose()
+def data(tmp_path: Path) -> Path:
+    return tmp_path / "node"
 
 
 @pytest.fixture
-def store(engine: Engine, tmp_path: Path) -> CohortStore:
-    return CohortStore(engine, tmp_path / "node", ALL)
+def store(engine: Engine, data: Path) -> CohortStore:
+    return CohortStore(engine, data, ALL)
 
 
 @pytest.fixture(scope="module")

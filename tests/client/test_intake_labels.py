@@ -1,7 +1,6 @@
 """Labels, patients and sealed files through intake itself: from DICOM objects to the cohort."""
 
 import io
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,6 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from busgen_client.cohort import CohortStore, ObjectRow
-from busgen_client.database import open_store
 from busgen_client.intake.dicom import intake_dicom
 from busgen_client.intake.labels import read_labels
 from busgen_client.intake.phantom_dicom import write_phantom_study
@@ -21,15 +19,12 @@ from busgen_core.labels import Birads, Pathology
 
 
 @pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
-    engine = open_store(tmp_path / "node")
-    yield engine
-    engine.dispose()
+def data(tmp_path: Path) -> Path:
+    return tmp_path / "node"
 
 
 @pytest.fixture
-def store(engine: Engine, tmp_path: Path) -> CohortStore:
-    data = tmp_path / "node"
+def store(engine: Engine, data: Path) -> CohortStore:
     return CohortStore(engine, data, vault=Vault(data, StorageSettings()))
 
 

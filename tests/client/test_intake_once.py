@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from busgen_client.cohort import Admission, CohortStore, ImageRow, NewImage, ObjectRow
 from busgen_client.consent import withdraw
 from busgen_client.database import open_store
-from busgen_client.intake import dicom, masking, watch
+from busgen_client.intake import dicom, watch
 from busgen_client.intake.dicom import intake_dicom
 from busgen_client.intake.findings import IntakeResult
 from busgen_client.intake.phantom_dicom import write_phantom_study
@@ -27,11 +27,7 @@ from busgen_client.settings import NodeSettings
 from busgen_core.errors import StateError, UnavailableError
 from tests.client.node import cohort, lay_out
 
-
-@pytest.fixture(autouse=True)
-def _unread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Phantoms hold no text inside the scan, and looking for it takes most of the time of an intake; it is tested elsewhere."""
-    monkeypatch.setattr(masking, "find_text", lambda images, **_: [[] for _ in images])
+pytestmark = pytest.mark.usefixtures("unread")
 
 
 @pytest.fixture(scope="module")

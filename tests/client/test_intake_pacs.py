@@ -1,11 +1,9 @@
 """Every way in from a real PACS: sent by it, fetched with C-GET and C-MOVE, and over DICOMweb; and with everything going wrong."""
 
-import gc
 import json
 import logging
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -24,52 +22,25 @@ from typer.testing import CliRunner
 from busgen_client.cli import app
 from busgen_client.cohort import CohortStore, ImageRow
 from busgen_client.database import open_store
-from busgen_client.intake import masking, receiver
 from busgen_client.intake import pull as pulling
+from busgen_client.intake import receiver
 from busgen_client.intake.dicomweb import DicomWebArchive
 from busgen_client.intake.dimse import PacsArchive, fetching
 from busgen_client.intake.findings import IntakeResult
-from busgen_client.intake.phantom_dicom import write_phantom_study
 from busgen_client.intake.pull import found, pull
 from busgen_client.intake.query import Archive, Query, Series
 from busgen_client.intake.spool import Spool
 from busgen_client.pacs import DicomWebSettings, PacsSettings, PeerSettings
 from busgen_client.settings import NodeSettings
 from busgen_core.errors import ConfigError, StateError, UnavailableError
-from tests.client.node import cohort, lay_out
+from tests.client.node import cohort
 from tests.client.orthanc import Orthanc, free_port, listens
 
 # The library forgets to close a socket whose peer was quicker; Python closes it when it collects the association, and warns.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"), pytest.mark.usefixtures("unread", "collected")]
 
 WAYS = ("get", "move", "web")
 YEARS = Query(since=date(2020, 1, 1), until=date(2024, 12, 31))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _collected() -> Iterator[None]:
-    """No association outlives this module, so that none is collected during another."""
-    yield
-    with warnings.catch_warnings(action="ignore", category=ResourceWarning):
-        gc.collect()
-
-
-@pytest.fixture(autouse=True)
-def _unread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Phantoms hold no text inside the scan, and looking for it takes most of the time of an intake; it is tested elsewhere."""
-    monkeypatch.setattr(masking, "find_text", lambda images, **_: [[] for _ in images])
-
-
-@pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("study")
-    write_phantom_study(folder, site="Testville", patients=6, seed=3)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def objects(study: Path) -> list[Dataset]:
-    return [dcmread(file) for file in sorted(study.glob("IM*"))]
 
 
 @pytest.fixture(scope="module")
@@ -94,11 +65,6 @@ def archive(folder: Path, port: int, objects: Sequence[Dataset]) -> Iterator[Ort
 def orthanc(tmp_path_factory: pytest.TempPathFactory, port: int, objects: list[Dataset]) -> Iterator[Orthanc]:
     with archive(tmp_path_factory.mktemp("orthanc"), port, objects) as running:
         yield running
-
-
-@pytest.fixture
-def node(tmp_path: Path) -> NodeSettings:
-    return lay_out(tmp_path)
 
 
 @pytest.fixture

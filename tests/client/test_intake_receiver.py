@@ -1,6 +1,5 @@
 """The C-STORE receiver against senders that behave, and senders that do not."""
 
-import gc
 import io
 import logging
 import os
@@ -11,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -38,57 +36,25 @@ from busgen_client import cli
 from busgen_client.cohort import CohortStore, ImageRow, QuarantineRow
 from busgen_client.consent import withdraw
 from busgen_client.database import open_store
-from busgen_client.intake import masking, receiver, spool
+from busgen_client.intake import receiver, spool
 from busgen_client.intake.dicom import SPOOL, intake_dicom
 from busgen_client.intake.entity import VERIFICATION, associated
 from busgen_client.intake.findings import IntakeResult
 from busgen_client.intake.labels import read_labels
-from busgen_client.intake.phantom_dicom import write_phantom_study
 from busgen_client.intake.receiver import receiving
 from busgen_client.intake.run import take_in
 from busgen_client.intake.spool import Spool
 from busgen_client.pacs import PacsSettings, PeerSettings
 from busgen_client.settings import NodeSettings, load_settings
 from busgen_core.errors import ConfigError, StateError, StorageFullError, UnavailableError
-from tests.client.node import cohort, lay_out
+from tests.client.node import cohort
 from tests.client.orthanc import free_port
 
 # The library forgets to close a socket whose peer was quicker; Python closes it when it collects the association, and warns.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"), pytest.mark.usefixtures("unread", "collected")]
 
 ULTRASOUND, EXPLICIT = "1.2.840.10008.5.1.4.1.1.6.1", "1.2.840.10008.1.2.1"
 OUT_OF_RESOURCES = 0xA700
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _collected() -> Iterator[None]:
-    """No association outlives this module, so that none is collected during another."""
-    yield
-    with warnings.catch_warnings(action="ignore", category=ResourceWarning):
-        gc.collect()
-
-
-@pytest.fixture(autouse=True)
-def _unread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Phantoms hold no text inside the scan, and looking for it takes most of the time of an intake; it is tested elsewhere."""
-    monkeypatch.setattr(masking, "find_text", lambda images, **_: [[] for _ in images])
-
-
-@pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("study")
-    write_phantom_study(folder, site="Testville", patients=6, seed=3)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def objects(study: Path) -> list[Dataset]:
-    return [dcmread(file) for file in sorted(study.glob("IM*"))]
-
-
-@pytest.fixture
-def node(tmp_path: Path) -> NodeSettings:
-    return lay_out(tmp_path)
 
 
 @pytest.fixture

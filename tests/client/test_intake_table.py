@@ -3,7 +3,6 @@
 import csv
 import io
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,6 @@ from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
 from busgen_client.cohort import CohortStore, ImageRow, QuarantineRow
-from busgen_client.database import open_store
 from busgen_client.held import HeldStore
 from busgen_client.intake import table
 from busgen_client.intake.masking import clean
@@ -30,15 +28,8 @@ COLUMNS = ("image_id", "file", "mask_file", "group", "pathology", "role", "devic
 
 
 @pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
-    engine = open_store(tmp_path / "node")
-    yield engine
-    engine.dispose()
-
-
-@pytest.fixture
-def store(engine: Engine, tmp_path: Path) -> CohortStore:
-    return CohortStore(engine, tmp_path / "node")
+def data(tmp_path: Path) -> Path:
+    return tmp_path / "node"
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Who is who: joins over a changed identifier or name, and what waits."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,18 +27,6 @@ class Study:
     name: str = "Doe^Jane"
     born: str = DAY
     issuer: str = ""
-
-
-@pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
-    engine = open_store(tmp_path)
-    yield engine
-    engine.dispose()
-
-
-@pytest.fixture
-def store(engine: Engine, tmp_path: Path) -> CohortStore:
-    return CohortStore(engine, tmp_path)
 
 
 def add(store: CohortStore, study: Study) -> str | None:

@@ -32,15 +32,9 @@ from busgen_client.settings import NodeSettings
 from busgen_core.errors import BusgenError, ConsentWithdrawnError, CorruptImageError, InputError, StateError
 from busgen_core.images import encode_png
 from busgen_core.labels import Pathology
-from tests.client.node import lay_out
 from tests.client.waiting import COLUMNS, DEVICE, ROWS, TEXT, study_of_unknown_device, table_to_look_at
 
 WHO = "a steward"
-
-
-@pytest.fixture
-def node(tmp_path: Path) -> NodeSettings:
-    return lay_out(tmp_path)
 
 
 @pytest.fixture

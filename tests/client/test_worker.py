@@ -67,6 +67,11 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> NodeSettings:
     return settings
 
 
+def untrained(node: NodeSettings) -> NodeSettings:
+    """The same node without DP-SGD, whose noise is the longest to find and whose training is of no matter to the claim."""
+    return node.model_copy(update={"adapt": node.adapt.model_copy(update={"mechanisms": ("vote", "mean")})})
+
+
 def campaign(foundation: Path, name: str = "c1", epsilon: float = 8.0) -> Campaign:
     packed = pack(folder_files(foundation, FOUNDATION_FILES))
     return Campaign(
@@ -137,6 +142,7 @@ def _a_model_is_scored_once(node: NodeSettings) -> None:
 
 def test_an_exhausted_ledger_refuses_before_any_gradient(node: NodeSettings, foundation: Path) -> None:
     """Campaigns of epsilon 8 are begun until the lifetime cap of 16 is reached: the next is refused by name, with nothing adapted."""
+    node = untrained(node)
     worker, ledger = Worker(node), Ledger(node.data / "ledger.jsonl", site="north")
     for number in range(6):
         jobs = accept(node, foundation, campaign(foundation, f"c{number}"))
@@ -194,6 +200,7 @@ def test_states_move_only_along_their_ways(node: NodeSettings, foundation: Path)
 def test_sampling_goes_on_shard_by_shard(node: NodeSettings, foundation: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A shard that is on disk is kept as it is, and the images are the same as without the interruption."""
     monkeypatch.setattr("busgen_client.drawing.SHARD_IMAGES", 8)
+    node = untrained(node)
     offer = campaign(foundation)
     jobs = accept(node, foundation, offer)
     worker = Worker(node)

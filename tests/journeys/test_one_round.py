@@ -47,8 +47,9 @@ from tests.journeys.world import (
 
 pytestmark = pytest.mark.journey
 PHASES = ("accepted", "adapting", "generating", "auditing", "review")
+PATIENTS = {"north": 100, "south": 100, "east": 25}  # four in ten are holdout; fewer than the audit's 20 of 100 happen once in 100,000 rounds
 HUB_AWAY_SECONDS = 120
-CHUNK_BYTES = 128 * 1024  # so that foundation and release take several messages
+CHUNK_BYTES = 200 * 1024  # so that foundation and release take several messages
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
 QUIET_BROWSER = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update"]
 EVIL_CLIENT = """
@@ -76,13 +77,13 @@ class Round:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Round]:
     folder = tmp_path_factory.mktemp("consortium")
     foundation = tiny_foundation(folder / "foundation")
-    sites = [site("north"), site("south", steps=25), site("east", campaign_epsilon=1.0)]
-    consortium = Consortium(folder=folder, foundation=foundation, sites=sites, poll_seconds=4)
+    sites = [site("north"), site("south", steps=25), site("east", campaign_epsilon=1.0, smallest_cohort=10)]
+    consortium = Consortium(folder=folder, foundation=foundation, sites=sites)
     family: list[psutil.Process] = []
     try:
         consortium.lay_out()
         change_settings(consortium.hub_config, {"": {"chunk_bytes": CHUNK_BYTES}})
-        studies = {s.name: take_in_phantoms(consortium, s.name, seed=i) for i, s in enumerate(sites)}
+        studies = {s.name: take_in_phantoms(consortium, s.name, seed=i, patients=PATIENTS[s.name]) for i, s in enumerate(sites)}
         consortium.start_hub()
         consortium.enrol()
         (port,) = free_ports(1)
@@ -93,7 +94,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Round]:
                 consortium.start_node(each.name)
             create_campaign(consortium)
             killed_in = _kill_in(consortium, "accepted")
-            wait_for_state(consortium, "south", {"adapting"}, seconds=240)
+            wait_for_state(consortium, "south", {"adapting"}, seconds=400)
             consortium.kill("hub")
             away_since = time.monotonic()
             for phase in ("adapting", "generating", "auditing", "review"):  # the worker goes on without a hub
@@ -116,7 +117,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Round]:
 
 def _kill_in(consortium: Consortium, phase: str) -> list[str]:
     """Kill the node ``south`` in a phase (or in a later one, if it was quicker than we are) and start it again; where it was."""
-    wait_for_state(consortium, "south", {*PHASES[PHASES.index(phase) :], "refused", "failed"}, seconds=240)
+    wait_for_state(consortium, "south", {*PHASES[PHASES.index(phase) :], "refused", "failed"}, seconds=400)
     row = job(consortium, "south")
     consortium.kill("south")
     consortium.start_node("south")

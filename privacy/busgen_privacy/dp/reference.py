@@ -7,6 +7,7 @@ foundation's own images, so that 0 is the foundation's mean and 1 its standard d
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from busgen_core.errors import CheckpointError
 from busgen_core.files import write_whole
 from busgen_core.foundation import Foundation
 from busgen_core.labels import Pathology
-from busgen_core.quality.encoder import load_encoder
+from busgen_core.quality.encoder import ShippedEncoder, load_encoder
 from busgen_core.sampling import SamplePlan, plan_images
 from busgen_core.styles import STYLES, restyle
 
@@ -67,7 +68,13 @@ class Reference:
         The encoder sees the whole call as one batch, whose rounding may depend on its rows: for a private figure call it with one
         patient's images at a time.
         """
-        return np.concatenate([self.deep(load_encoder()(images).astype(np.float64)), self.coarse(coarse(images))], axis=1)
+        return np.concatenate([self.deep(_encoder()(images).astype(np.float64)), self.coarse(coarse(images))], axis=1)
+
+
+@cache
+def _encoder() -> ShippedEncoder:
+    """The shipped encoder, read and checked once a process: ``measure`` is called for each patient."""
+    return load_encoder()
 
 
 def coarse(images: Frames) -> Vectors:
@@ -110,7 +117,7 @@ def _drawn(foundation: Foundation, progress: Callable[[int, int], None]) -> Refe
 
 def build(images: Frames, classes: NDArray[np.int64]) -> Reference:
     """A reference of these images; all styles are measured, the bases come from the plain one."""
-    encoder = load_encoder()
+    encoder = _encoder()
     deep = _basis(encoder(images).astype(np.float64), DEEP)
     low = _basis(coarse(images), COARSE)
     phi = []

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from busgen_core.errors import StorageFullError
 
+UNFINISHED = ".new"  # suffix of a file until it is whole
+
 
 def write_whole(target: Path, data: bytes) -> None:
     """Write ``data`` so that a crash leaves either the old file or the new one, on the disk.
@@ -16,7 +18,7 @@ def write_whole(target: Path, data: bytes) -> None:
         StorageFullError: no room on the disk, or a quota; the old file is still there.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    fresh = target.with_name(target.name + ".new")
+    fresh = target.with_name(target.name + UNFINISHED)
     try:
         with fresh.open("wb") as stream:
             stream.write(data)
@@ -40,6 +42,12 @@ def write_durably(target: Path, data: bytes) -> None:
     """
     write_whole(target, data)
     sync_folder(target.parent)
+
+
+def sweep_unfinished(folder: Path) -> None:
+    """Delete what a crash of ``write_whole`` left in a folder; only while nobody writes there."""
+    for file in folder.glob(f"*{UNFINISHED}"):
+        file.unlink(missing_ok=True)
 
 
 def create_once(target: Path, data: bytes) -> None:

@@ -25,6 +25,7 @@ from busgen_client.papers import ROLE as PAPERS
 from busgen_client.papers import Paper, sealed_name
 from busgen_client.storage import MAGIC, StorageSettings
 from busgen_core.errors import ConfigError, CorruptImageError, SealError, StateError
+from busgen_core.files import sweep_unfinished
 
 BEAT_SECONDS = 20.0  # since the worker's last heartbeat; it has one every 5 s
 
@@ -215,5 +216,4 @@ def rekey(store: CohortStore, settings: StorageSettings) -> bool:
 def _sweep(store: CohortStore) -> None:
     """Delete what a crash left half-written of that which waits; while ``intake`` is held, which has swept the images."""
     HeldStore(store).sweep()
-    for half in (store.data / "spool").glob("*.new"):  # the receiver writes its own elsewhere
-        half.unlink(missing_ok=True)
+    sweep_unfinished(store.data / "spool")  # the receiver writes elsewhere

@@ -23,6 +23,7 @@ from busgen_client.jobs import JobRow, NoticeRow
 from busgen_client.protocol import COHORT_FILE, LOCAL_REPORT, job_folder
 from busgen_client.settings import NodeSettings
 from busgen_core.errors import ConsentWithdrawnError, InputError
+from busgen_core.files import UNFINISHED, sweep_unfinished
 from busgen_core.wire import JobState
 from busgen_privacy.ledger import Ledger
 
@@ -80,6 +81,7 @@ def withdraw(settings: NodeSettings, patient_key: str, *, known: bool = True) ->
         store.sweep()
         HeldStore(store).forget(patient_key)
         forget(store, settings.data, patient_key)
+        sweep_unfinished(settings.data / "spool")  # one may be of this patient
         remove_pictures(engine, settings.data)
     compact(engine)
     ledger = Ledger(settings.data / "ledger.jsonl", site=settings.site)
@@ -102,7 +104,8 @@ def remove_pictures(engine: Engine, data: Path) -> None:
     with Session(engine) as session:
         held = {campaign for row in session.scalars(select(WithdrawnRow)) for campaign in row.held}
     for campaign in held:
-        (job_folder(data, campaign) / LOCAL_REPORT).unlink(missing_ok=True)
+        for name in (LOCAL_REPORT, LOCAL_REPORT + UNFINISHED):
+            (job_folder(data, campaign) / name).unlink(missing_ok=True)
 
 
 def patient_key_in(store: CohortStore, file: Path, *, issuer: str = "") -> str:

@@ -172,6 +172,17 @@ def test_a_job_that_has_not_released_ends_by_name(node: NodeSettings, state: Job
     assert NodeProtocol(node).respond(ReleaseRequest(campaign_id="c1", offset=0, length=1).model_dump_json(), b"")[1] == b""
 
 
+def test_half_written_files_go_too(node: NodeSettings) -> None:
+    """What a crash left half-written in the spool, or of a report, may be of the patient: a withdrawal deletes it."""
+    job_in(node, "c1", JobState.REVIEW)
+    halves = [node.data / "spool" / "a-1.dcm.new", job_folder(node.data, "c1") / f"{LOCAL_REPORT}.new"]
+    for half in halves:
+        half.parent.mkdir(exist_ok=True)
+        half.write_bytes(b"half")
+    withdraw(node, key(node, "emma"))
+    assert [half.exists() for half in halves] == [False, False]
+
+
 def test_jobs_without_the_patient_go_on(node: NodeSettings) -> None:
     """A job frozen before the patient came, one on offer, and one not yet frozen are left alone; one whose list is lost counts as holding."""
     job_in(node, "before", JobState.GENERATING)

@@ -1,13 +1,16 @@
 """A small consortium for journeys: a tiny foundation, few steps, few images; everything else is real."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
+from unittest.mock import patch
 
 from sqlalchemy.exc import OperationalError
 
 from busgen_client.cohort import CohortStore
 from busgen_client.database import open_store as open_node
+from busgen_client.intake import masking
 from busgen_client.intake.dicom import intake_dicom
 from busgen_client.intake.phantom_dicom import write_phantom_study
 from busgen_client.jobs import JobRow, JobStore
@@ -38,12 +41,13 @@ def site(name: str, *, steps: int = 4, **policy: object) -> Site:
     return Site(name=name, public_cohort=60, settings=settings)
 
 
-def take_in_phantoms(consortium: Consortium, name: str, *, seed: int, patients: int = 110) -> Path:
-    """Write a phantom study as DICOM files and take it in; the folder of the study."""
+def take_in_phantoms(consortium: Consortium, name: str, *, seed: int, patients: int, read: bool) -> Path:
+    """Write a phantom study as DICOM files and take it in, its scans ``read`` for text or not; the folder of the study."""
     pacs = consortium.folder / f"{name}-pacs"
     write_phantom_study(pacs, site=name, patients=patients, seed=seed)
     data = consortium.node_config(name).parent / "data"
-    result = intake_dicom(CohortStore(open_node(data), data), pacs, pacs / "labels.csv", progress=False)
+    with nullcontext() if read else patch.object(masking, "find_text", lambda images, **_: [[] for _ in images]):
+        result = intake_dicom(CohortStore(open_node(data), data), pacs, pacs / "labels.csv", progress=False)
     assert result.added >= patients
     assert set(result.codes) <= {"text-over-scan"}  # speckle that looks like a letter waits for a person, now and then
     assert result.quarantined <= max(2, patients // 20)

@@ -1,129 +1,226 @@
-"""How fast one core takes DICOM objects in, and whether memory grows with their number. Run: python -m bench.intake_speed.
+"""How fast one core takes DICOM objects in, and whether time or memory grows with their number. Run: python -m bench.intake_speed.
 
-CPU seconds, since neighbours share the machine. Frames are phantoms of 1024 x 768 pixels with text around the scan region, as scanners write
-them. BUSGEN_BENCH_COUNT objects (2,000) tell whether memory stays flat; a hospital's 100,000 take as much, if it does.
+Everything goes through ``intake_dicom`` into a sealed cohort on this disk, as at a hospital. Rates are objects a CPU second, since neighbours
+share the machine. BUSGEN_BENCH_COUNT objects (100,000) tell whether it stays so: each is a new image with UIDs of its own, of one of 4,000
+patients. They are written a tenth at a time and deleted again; the cohort grows to the end.
 """
 
+import csv
 import gc
-import io
 import os
+import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date, timedelta
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import psutil
+from numpy.typing import NDArray
 from pydicom import Dataset, dcmread
-from tqdm import tqdm
 
 from bench.rows import row, write
-from busgen_client.intake.decode import check_described, frames
-from busgen_client.intake.dicom import clean_scans
-from busgen_client.intake.frames import only_scan, to_gray
-from busgen_client.intake.header import read_clean
-from busgen_client.intake.phantom_dicom import write_phantom_study
-from busgen_client.intake.profile import Profile
-from busgen_client.intake.regions import scan_regions
+from busgen_client.cohort import CohortStore
+from busgen_client.database import open_store
+from busgen_client.intake.dicom import intake_dicom
+from busgen_client.intake.phantom_dicom import site_scanner, write_phantom_study
+from busgen_client.storage import StorageSettings, Vault
 from busgen_core import images
 from busgen_core.labels import Pathology
 from busgen_core.phantom import simulate
 
-COUNT = int(os.environ.get("BUSGEN_BENCH_COUNT", "2000"))
-ROWS, COLUMNS = 768, 1024
-LEFT, TOP, WIDE, HIGH = 12, 60, 1000, 688  # px; the scan region
-OCR_FRAMES = 10
+COUNT = int(os.environ.get("BUSGEN_BENCH_COUNT", "100000"))
+PATIENTS = 4_000
+PARTS = 10  # of COUNT; each is on the disk at once
+FOLDER = 200  # objects in one
+PLAIN_OBJECTS, READ_OBJECTS = 40, 10
+PAIRS = {1: 30, 100: 10}  # intakes of so many objects, so often into the full cohort and into a fresh one by turns
 SEED = 9_000
+SITE = "bench"
 
 
-def key(kind: str, *parts: bytes | str) -> str:
-    """A keyed digest; the key is everybody's."""
-    import hmac
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A scanner's frame: its size and where the scan lies in it, in pixels."""
 
-    return hmac.digest(b"benchmark", repr((kind, parts)).encode(), "sha256").hex()
+    rows: int
+    columns: int
+    left: int
+    top: int
+    wide: int
+    high: int
 
 
-PROFILE = Profile(key=key)
+LARGE = Layout(rows=768, columns=1024, left=12, top=60, wide=1000, high=688)
+SMALL = Layout(rows=256, columns=320, left=12, top=40, wide=296, high=200)
 
 
-def objects(count: int) -> Iterator[bytes]:
-    """Objects of 1024 x 768 pixels: the headers of a phantom study, and a scan of their own."""
+class Scanner:
+    """Writes any number of different objects: the header of a phantom study, scans of four phantoms with the object's number in four pixels.
+
+    Args:
+        layout: Of its frames.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout, self._header = layout, _header(layout)
+        self._frames = [_frame(self._header.pixel_array, layout, SEED + number) for number in range(4)]
+        self._header.Rows, self._header.Columns = layout.rows, layout.columns
+
+    def write(self, folder: Path, first: int, count: int) -> Path:
+        """Write objects number ``first`` and on, and ``labels.csv``, which is returned."""
+        for number in range(first, first + count):
+            path = folder / f"{number // FOLDER:06d}" / f"IM{number:07d}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._write(path, number)
+        labels = folder / "labels.csv"
+        with labels.open("w", newline="") as stream:
+            csv.writer(stream).writerows(
+                [("SOPInstanceUID", "pathology"), *((_uid(number), Pathology.BENIGN.value) for number in range(first, first + count))]
+            )
+        return labels
+
+    def _write(self, path: Path, number: int) -> None:
+        header, patient = self._header, number % PATIENTS
+        header.SOPInstanceUID = header.file_meta.MediaStorageSOPInstanceUID = _uid(number)
+        header.PatientID, header.StudyInstanceUID = f"{patient:07d}", f"2.25.{SEED}.{patient}"
+        header.PatientBirthDate = f"{date(1930, 1, 2) + timedelta(days=patient):%Y%m%d}"
+        frame = self._frames[number % len(self._frames)].copy()
+        frame[self._layout.top, self._layout.left : self._layout.left + 4] = np.frombuffer(number.to_bytes(4, "little"), np.uint8)
+        header.PixelData = frame.tobytes()
+        header.save_as(path)
+
+
+def _uid(number: int) -> str:
+    return f"2.25.{SEED}{number:09d}"
+
+
+def _header(layout: Layout) -> Dataset:
     with tempfile.TemporaryDirectory() as folder:
-        write_phantom_study(Path(folder), site="bench", patients=1, seed=SEED)
+        write_phantom_study(Path(folder), site=SITE, patients=1, seed=SEED)
         header = dcmread(next(iter(sorted(Path(folder).glob("IM*")))))
-    half = images.resize_gray(simulate(Pathology.BENIGN, size=384, seed=SEED).image, size=HIGH)
-    scan = np.concatenate([half, half[:, ::-1]], axis=1)[:, :WIDE]
-    for index in range(count):
-        yield _object(header, np.roll(scan, index, axis=1), index)
-
-
-def _object(header: Dataset, scan: np.ndarray, index: int) -> bytes:
-    small = header.pixel_array
-    frame = np.zeros((ROWS, COLUMNS), np.uint8)
-    frame[: small.shape[0] // 5, : small.shape[1]] = small[: small.shape[0] // 5]
-    frame[TOP : TOP + scan.shape[0], LEFT : LEFT + scan.shape[1]] = scan
+        _ = header.pixel_array
     region = header.SequenceOfUltrasoundRegions[0]
-    region.RegionLocationMinX0, region.RegionLocationMinY0 = LEFT, TOP
-    region.RegionLocationMaxX1, region.RegionLocationMaxY1 = LEFT + scan.shape[1] - 1, TOP + scan.shape[0] - 1
-    header.Rows, header.Columns, header.PixelData = ROWS, COLUMNS, frame.tobytes()
-    header.SOPInstanceUID = f"2.25.{SEED + index}"
-    out = io.BytesIO()
-    header.save_as(out)
-    return out.getvalue()
+    region.RegionLocationMinX0, region.RegionLocationMinY0 = layout.left, layout.top
+    region.RegionLocationMaxX1, region.RegionLocationMaxY1 = layout.left + layout.wide - 1, layout.top + layout.high - 1
+    return header
 
 
-def without_ocr(data: bytes, folder: Path) -> None:
-    """Header, region and store: everything but looking for text."""
-    from PIL import Image
-
-    header = read_clean(data, PROFILE).header
-    check_described(header)
-    keep, hide = scan_regions(header)
-    for index, frame in frames(header):
-        gray = to_gray(only_scan(frame, keep=keep, hide=hide))
-        Image.fromarray(images.resize_gray(gray, size=128)).save(folder / f"{index}.png")
-
-
-def rate(step: Callable[[bytes], object], data: list[bytes]) -> float:
-    """Objects a CPU second, after one that is not counted."""
-    step(data[0])
-    began = time.process_time()
-    for each in data:
-        step(each)
-    return len(data) / (time.process_time() - began)
+def _frame(small: NDArray[np.uint8], layout: Layout, seed: int) -> NDArray[np.uint8]:
+    """The text above a phantom study's scan, and a scan of its own: a phantom and its mirror image, cut to the region."""
+    half = images.resize_gray(simulate(Pathology.BENIGN, size=384, seed=seed, scanner=site_scanner(SITE)).image, size=layout.high)
+    frame, above = np.zeros((layout.rows, layout.columns), np.uint8), small.shape[0] // 5
+    frame[:above, : small.shape[1]] = small[:above]
+    frame[layout.top : layout.top + layout.high, layout.left : layout.left + layout.wide] = np.tile(np.concatenate([half, half[:, ::-1]], axis=1), 2)[
+        :, : layout.wide
+    ]
+    return frame
 
 
-def measure() -> Iterator[dict[str, object]]:
-    """Every row."""
-    data, folder = list(objects(40)), Path(tempfile.mkdtemp())
-    plain = rate(lambda each: without_ocr(each, folder), data)
-    yield row(f"header, region, store: objects of {COLUMNS} x {ROWS} px a CPU second", plain, "1/s", goal=">= 20", met=plain >= 20)
-    read = rate(lambda each: clean_scans(read_clean(each, PROFILE).header), data[:OCR_FRAMES])
-    yield row(f"the same with text looked for, scan region of {WIDE} x {HIGH} px", read, "1/s", goal=">= 2", met=read >= 2)
-    process, used = psutil.Process(), list[float]()
-    for n, each in enumerate(tqdm(objects(COUNT), total=COUNT, desc="memory", unit="object", mininterval=20)):
-        without_ocr(each, folder)
-        if n % (COUNT // 10) == COUNT // 10 - 1:
+def sealed_cohort(data: Path) -> CohortStore:
+    """A cohort whose images are sealed, as a node's are."""
+    return CohortStore(open_store(data), data, vault=Vault(data, StorageSettings()))
+
+
+@contextmanager
+def without_text() -> Iterator[None]:
+    """Neither text nor furniture is looked for inside the scan region."""
+    with patch("busgen_client.intake.dicom.clean_pixels", lambda scans, **_: scans):
+        yield
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What an intake took."""
+
+    rate: float  # objects a CPU second
+    seconds: float  # on the clock
+
+
+def cost(store: CohortStore, scanner: Scanner, first: int, count: int) -> Cost:
+    """Write objects, take them in, delete them; only taking in is timed.
+
+    Raises:
+        RuntimeError: some are not in the cohort, so there is nothing to report.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        labels = scanner.write(Path(folder), first, count)
+        cpu, clock = time.process_time(), time.perf_counter()
+        result = intake_dicom(store, Path(folder), labels, progress=False)
+        cpu, clock = time.process_time() - cpu, time.perf_counter() - clock
+    if result.added != count:
+        raise RuntimeError(f"{result.added} of {count} objects were added; waiting: {result.codes}")
+    return Cost(count / cpu, clock)
+
+
+def at_full_size() -> Iterator[dict[str, object]]:
+    """Rates at 1024 x 768 pixels, without and with text looked for."""
+    with tempfile.TemporaryDirectory() as data:
+        store, scanner = sealed_cohort(Path(data)), Scanner(LARGE)
+        cost(store, scanner, 0, 1)  # reads the text recognition in
+        read = cost(store, scanner, 100, READ_OBJECTS).rate
+        with without_text():
+            plain = cost(store, scanner, 200, PLAIN_OBJECTS).rate
+    size = f"{LARGE.columns} x {LARGE.rows} px"
+    name = f"header, region, sealed store, text not looked for: objects of {size} a CPU second"
+    yield row(name, plain, "1/s", goal=">= 20", met=plain >= 20)
+    name = f"the same with text looked for, scan region of {LARGE.wide} x {LARGE.high} px"
+    yield row(name, read, "1/s", goal=">= 2", met=read >= 2)
+
+
+def beside_a_fresh_cohort(store: CohortStore, scanner: Scanner, first: int) -> Iterator[dict[str, object]]:
+    """What intakes into a full cohort take, as multiples of the same into a fresh one at the same time, so that neighbours weigh on both."""
+    with tempfile.TemporaryDirectory() as data:
+        fresh = sealed_cohort(Path(data))
+        cost(fresh, scanner, first, 1)
+        for objects, times in PAIRS.items():
+            numbers = [first + objects * (1 + number) for number in range(times)]
+            ratio = statistics.median(cost(fresh, scanner, n, objects).rate / cost(store, scanner, n, objects).rate for n in numbers)
+            name = f"CPU time of an intake of {objects} beside {COUNT} images, in multiples of that into a fresh cohort, median of {times} pairs"
+            yield row(name, ratio, "times", goal="< 1.2", met=ratio < 1.2)
+
+
+def at_scale() -> Iterator[dict[str, object]]:
+    """Rate and memory as the cohort grows to COUNT images."""
+    part, costs, used = COUNT // PARTS, list[Cost](), list[float]()
+    with tempfile.TemporaryDirectory() as data, without_text():
+        store, scanner = sealed_cohort(Path(data)), Scanner(SMALL)
+        cost(store, scanner, COUNT, 1)
+        for number in range(PARTS):
+            costs.append(cost(store, scanner, number * part, part))
             gc.collect()
-            used.append(process.memory_info().rss / 2**20)
-    grown = used[-1] - used[1]
-    yield row(
-        f"resident memory, growth from object {COUNT // 5} to object {COUNT}",
-        grown,
-        "MiB",
-        low=min(used),
-        high=max(used),
-        goal="< 20",
-        met=grown < 20,
-    )
+            used.append(psutil.Process().memory_info().rss / 2**20)
+            print(f"{(number + 1) * part} objects: {costs[-1].rate:.1f} a CPU second, {used[-1]:.1f} MiB", flush=True)
+        yield from _rows(part, costs, used, sum(1 for _ in (Path(data) / "images").iterdir()))
+        yield from beside_a_fresh_cohort(store, scanner, COUNT + 1)
+
+
+def _rows(part: int, costs: list[Cost], used: list[float], held: int) -> Iterator[dict[str, object]]:
+    rates, total = [each.rate for each in costs], sum(each.seconds for each in costs)
+    size = f"objects of {SMALL.columns} x {SMALL.rows} px a CPU second, sealed store, text not looked for"
+    first, last, low, high = rates[0], rates[-1], min(rates), max(rates)
+    yield row(f"the first {part} {size}", first, "1/s", goal=">= 20", met=first >= 20)
+    name = f"the last {part} of {COUNT} {size} (range of {PARTS} parts)"
+    yield row(name, last, "1/s", low=low, high=high, goal=">= 0.9 of the first", met=last >= 0.9 * first, seconds=total)
+    for number in (0, PARTS // 2 - 1, PARTS - 1):
+        yield row(f"resident memory after {(number + 1) * part} objects", used[number], "MiB")
+    grown = used[-1] - used[0]
+    name = f"resident memory, growth from object {part} to object {COUNT} (range of {PARTS} readings)"
+    yield row(name, grown, "MiB", low=min(used), high=max(used), goal="< 20", met=grown < 20)
+    yield row("images in the cohort in the end", held, "images")
 
 
 def main() -> None:
     """Measure and write bench/results/intake_speed.json."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        write("intake_speed", list(measure()))
+        rows = list(at_scale())  # first: memory that text recognition gave back would hide growth
+        write("intake_speed", [*at_full_size(), *rows])
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from busgen_client.cohort import SEALED, CohortStore
 from busgen_client.held import ROLE as QUARANTINE
 from busgen_client.intake.dicom import SPOOL
+from busgen_client.intake.spool import files_in
 from busgen_client.quarantine_rows import HeldRow
 from busgen_client.storage import MAGIC
 from busgen_core.errors import ConfigError, CorruptImageError, SealError
@@ -96,12 +97,12 @@ class _Waiting:
 
     @property
     def shown(self) -> str:
-        return f"{self.path.parent.name}/{self.path.name}"
+        return f"{self.role}/{self.path.name}"
 
 
 def _waiting(store: CohortStore) -> list[_Waiting]:
     pictures = [_Waiting(path, QUARANTINE, path.name) for path in sorted((store.data / "quarantine").glob("*-*"))]
-    objects = [path for path in sorted((store.data / "spool").glob("*")) if path.suffix in (".dcm", ".held")]
+    objects = sorted([*files_in(store.data / "spool"), *files_in(store.data / "spool", held=True)])
     return pictures + [_Waiting(path, SPOOL, path.stem) for path in objects]
 
 

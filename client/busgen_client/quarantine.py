@@ -279,13 +279,13 @@ class Quarantine:
 
     def _end(self, source_key: str, verdict: str) -> None:
         """Delete all that is kept of a decided object, the original that the network brought too."""
-        self._held.decide(source_key, verdict)
+        object_key = self._held.decide(source_key, verdict)
         self._held.drop(source_key)
         self._store.lift(source_key)
         if (self._store.data / "spool").is_dir():
             from busgen_client.intake.spool import Spool  # imports pydicom
 
-            Spool(self._store, self._store.data).discard(source_key)
+            Spool(self._store, self._store.data).discard(source_key, object_key)
 
     def _set_masks(self, source_key: str, boxes: list[list[int]]) -> Item:
         with Session(self._engine) as session:

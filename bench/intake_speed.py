@@ -7,6 +7,7 @@ patients. They are written a tenth at a time and deleted again; the cohort grows
 
 import csv
 import gc
+import io
 import os
 import statistics
 import tempfile
@@ -23,6 +24,7 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 from pydicom import Dataset, dcmread
+from pydicom.uid import UID
 
 from bench.rows import row, write
 from busgen_client.cohort import CohortStore
@@ -41,6 +43,7 @@ FOLDER = 200  # objects in one
 PLAIN_OBJECTS, READ_OBJECTS = 40, 10
 PAIRS = {1: 30, 100: 10}  # intakes of so many objects, so often into the full cohort and into a fresh one by turns
 SEED = 9_000
+EXAMPLE = 987_654_321  # stands for an object's number until it has one
 SITE = "bench"
 
 
@@ -63,14 +66,18 @@ SMALL = Layout(rows=256, columns=320, left=12, top=40, wide=296, high=200)
 class Scanner:
     """Writes any number of different objects: the header of a phantom study, scans of four phantoms with the object's number in four pixels.
 
+    Four objects are made with pydicom; the others are these with other digits in their place, since a hundred thousand are wanted.
+
     Args:
         layout: Of its frames.
     """
 
     def __init__(self, layout: Layout) -> None:
-        self._layout, self._header = layout, _header(layout)
-        self._frames = [_frame(self._header.pixel_array, layout, SEED + number) for number in range(4)]
-        self._header.Rows, self._header.Columns = layout.rows, layout.columns
+        header = _header(layout)
+        frames = [_frame(header.pixel_array, layout, SEED + number) for number in range(4)]
+        header.Rows, header.Columns = layout.rows, layout.columns
+        self._objects = [_encoded(header, frame) for frame in frames]
+        self._place = -layout.rows * layout.columns + layout.top * layout.columns + layout.left  # of the scan's first pixel, from the end
 
     def write(self, folder: Path, first: int, count: int) -> Path:
         """Write objects number ``first`` and on, and ``labels.csv``, which is returned."""
@@ -86,18 +93,32 @@ class Scanner:
         return labels
 
     def _write(self, path: Path, number: int) -> None:
-        header, patient = self._header, number % PATIENTS
-        header.SOPInstanceUID = header.file_meta.MediaStorageSOPInstanceUID = _uid(number)
-        header.PatientID, header.StudyInstanceUID = f"{patient:07d}", f"2.25.{SEED}.{patient}"
-        header.PatientBirthDate = f"{date(1930, 1, 2) + timedelta(days=patient):%Y%m%d}"
-        frame = self._frames[number % len(self._frames)].copy()
-        frame[self._layout.top, self._layout.left : self._layout.left + 4] = np.frombuffer(number.to_bytes(4, "little"), np.uint8)
-        header.PixelData = frame.tobytes()
-        header.save_as(path)
+        content = self._objects[number % len(self._objects)]
+        for theirs, ours in zip(_identity(EXAMPLE), _identity(number), strict=True):
+            content = content.replace(theirs.encode(), ours.encode())
+        changed = bytearray(content)
+        changed[self._place : self._place + 4] = number.to_bytes(4, "little")
+        path.write_bytes(changed)
 
 
 def _uid(number: int) -> str:
     return f"2.25.{SEED}{number:09d}"
+
+
+def _identity(number: int) -> tuple[str, str, str, str]:
+    """Object, patient, study and birth date, each always of the same length."""
+    patient = number % PATIENTS
+    return _uid(number), f"P{patient:07d}", f"2.25.{SEED}1.1{patient:04d}", f"{date(1930, 1, 2) + timedelta(days=patient):%Y%m%d}"
+
+
+def _encoded(header: Dataset, frame: NDArray[np.uint8]) -> bytes:
+    """An object with the identity of number ``EXAMPLE``, its pixels at the end."""
+    uid, header.PatientID, header.StudyInstanceUID, header.PatientBirthDate = _identity(EXAMPLE)
+    header.SOPInstanceUID = header.file_meta.MediaStorageSOPInstanceUID = UID(uid)
+    header.PixelData = frame.tobytes()
+    out = io.BytesIO()
+    header.save_as(out)
+    return out.getvalue()
 
 
 def _header(layout: Layout) -> Dataset:

@@ -2,7 +2,8 @@
 
 Everything goes through ``intake_dicom`` into a sealed cohort on this disk, as at a hospital. Rates are objects a CPU second, since neighbours
 share the machine. BUSGEN_BENCH_COUNT objects (100,000) tell whether it stays so: each is a new image with UIDs of its own, of one of 4,000
-patients. They are written a tenth at a time and deleted again; the cohort grows to the end.
+patients. They are written a part at a time and deleted again; the cohort grows to the end. After BUSGEN_BENCH_MINUTES (no limit) no further part
+is begun, and the rows say how many objects were reached.
 """
 
 import csv
@@ -38,10 +39,11 @@ from busgen_core.phantom import simulate
 
 COUNT = int(os.environ.get("BUSGEN_BENCH_COUNT", "100000"))
 PATIENTS = 4_000
-PARTS = 10  # of COUNT; each is on the disk at once
+MINUTES = float(os.environ.get("BUSGEN_BENCH_MINUTES", "inf"))
+PART = max(1, min(2_000, COUNT // 10))  # objects that are on the disk at once
 FOLDER = 200  # objects in one
 PLAIN_OBJECTS, READ_OBJECTS = 40, 10
-PAIRS = {1: 30, 100: 10}  # intakes of so many objects, so often into the full cohort and into a fresh one by turns
+PAIRS = {1: 20, 100: 3}  # intakes of so many objects, so often into the full cohort and into a fresh one by turns
 SEED = 9_000
 EXAMPLE = 987_654_321  # stands for an object's number until it has one
 SITE = "bench"
@@ -159,8 +161,8 @@ def without_text() -> Iterator[None]:
 class Cost:
     """What an intake took."""
 
-    rate: float  # objects a CPU second
-    seconds: float  # on the clock
+    cpu: float  # seconds
+    clock: float  # seconds
 
 
 def cost(store: CohortStore, scanner: Scanner, first: int, count: int) -> Cost:
@@ -176,7 +178,7 @@ def cost(store: CohortStore, scanner: Scanner, first: int, count: int) -> Cost:
         cpu, clock = time.process_time() - cpu, time.perf_counter() - clock
     if result.added != count:
         raise RuntimeError(f"{result.added} of {count} objects were added; waiting: {result.codes}")
-    return Cost(count / cpu, clock)
+    return Cost(cpu, clock)
 
 
 def at_full_size() -> Iterator[dict[str, object]]:
@@ -184,9 +186,9 @@ def at_full_size() -> Iterator[dict[str, object]]:
     with tempfile.TemporaryDirectory() as data:
         store, scanner = sealed_cohort(Path(data)), Scanner(LARGE)
         cost(store, scanner, 0, 1)  # reads the text recognition in
-        read = cost(store, scanner, 100, READ_OBJECTS).rate
+        read = READ_OBJECTS / cost(store, scanner, 100, READ_OBJECTS).cpu
         with without_text():
-            plain = cost(store, scanner, 200, PLAIN_OBJECTS).rate
+            plain = PLAIN_OBJECTS / cost(store, scanner, 200, PLAIN_OBJECTS).cpu
     size = f"{LARGE.columns} x {LARGE.rows} px"
     name = f"header, region, sealed store, text not looked for: objects of {size} a CPU second"
     yield row(name, plain, "1/s", goal=">= 20", met=plain >= 20)
@@ -194,46 +196,46 @@ def at_full_size() -> Iterator[dict[str, object]]:
     yield row(name, read, "1/s", goal=">= 2", met=read >= 2)
 
 
-def beside_a_fresh_cohort(store: CohortStore, scanner: Scanner, first: int) -> Iterator[dict[str, object]]:
+def beside_a_fresh_cohort(store: CohortStore, scanner: Scanner, *, images: int) -> Iterator[dict[str, object]]:
     """What intakes into a full cohort take, as multiples of the same into a fresh one at the same time, so that neighbours weigh on both."""
     with tempfile.TemporaryDirectory() as data:
-        fresh = sealed_cohort(Path(data))
+        fresh, first = sealed_cohort(Path(data)), COUNT + 1
         cost(fresh, scanner, first, 1)
         for objects, times in PAIRS.items():
             numbers = [first + objects * (1 + number) for number in range(times)]
-            ratio = statistics.median(cost(fresh, scanner, n, objects).rate / cost(store, scanner, n, objects).rate for n in numbers)
-            name = f"CPU time of an intake of {objects} beside {COUNT} images, in multiples of that into a fresh cohort, median of {times} pairs"
+            ratio = statistics.median(cost(store, scanner, n, objects).cpu / cost(fresh, scanner, n, objects).cpu for n in numbers)
+            name = f"CPU time of an intake of {objects} beside {images} images, in multiples of that into a fresh cohort, median of {times} pairs"
             yield row(name, ratio, "times", goal="< 1.2", met=ratio < 1.2)
 
 
 def at_scale() -> Iterator[dict[str, object]]:
-    """Rate and memory as the cohort grows to COUNT images."""
-    part, costs, used = COUNT // PARTS, list[Cost](), list[float]()
+    """Rate and memory as the cohort grows to COUNT images, or as many as there is time for."""
+    costs, used, until = list[Cost](), list[float](), time.monotonic() + 60 * MINUTES
     with tempfile.TemporaryDirectory() as data, without_text():
         store, scanner = sealed_cohort(Path(data)), Scanner(SMALL)
         cost(store, scanner, COUNT, 1)
-        for number in range(PARTS):
-            costs.append(cost(store, scanner, number * part, part))
+        while len(costs) < COUNT // PART and (not costs or time.monotonic() < until):
+            costs.append(cost(store, scanner, len(costs) * PART, PART))
             gc.collect()
             used.append(psutil.Process().memory_info().rss / 2**20)
-            print(f"{(number + 1) * part} objects: {costs[-1].rate:.1f} a CPU second, {used[-1]:.1f} MiB", flush=True)
-        yield from _rows(part, costs, used, sum(1 for _ in (Path(data) / "images").iterdir()))
-        yield from beside_a_fresh_cohort(store, scanner, COUNT + 1)
+            print(f"{len(costs) * PART} objects: {PART / costs[-1].cpu:.1f} a CPU second, {used[-1]:.1f} MiB", flush=True)
+        yield from growth(costs, used)
+        yield from beside_a_fresh_cohort(store, scanner, images=len(costs) * PART)
 
 
-def _rows(part: int, costs: list[Cost], used: list[float], held: int) -> Iterator[dict[str, object]]:
-    rates, total = [each.rate for each in costs], sum(each.seconds for each in costs)
-    size = f"objects of {SMALL.columns} x {SMALL.rows} px a CPU second, sealed store, text not looked for"
-    first, last, low, high = rates[0], rates[-1], min(rates), max(rates)
-    yield row(f"the first {part} {size}", first, "1/s", goal=">= 20", met=first >= 20)
-    name = f"the last {part} of {COUNT} {size} (range of {PARTS} parts)"
-    yield row(name, last, "1/s", low=low, high=high, goal=">= 0.9 of the first", met=last >= 0.9 * first, seconds=total)
-    for number in (0, PARTS // 2 - 1, PARTS - 1):
-        yield row(f"resident memory after {(number + 1) * part} objects", used[number], "MiB")
-    grown = used[-1] - used[0]
-    name = f"resident memory, growth from object {part} to object {COUNT} (range of {PARTS} readings)"
+def growth(costs: list[Cost], used: list[float]) -> Iterator[dict[str, object]]:
+    """Rows of rates in the first and the last tenth, and of memory after a tenth, half and all."""
+    tenth, done = max(1, len(costs) // 10), len(costs) * PART
+    first, last = (tenth * PART / sum(each.cpu for each in part) for part in (costs[:tenth], costs[-tenth:]))
+    size, rates = f"objects of {SMALL.columns} x {SMALL.rows} px a CPU second, sealed store, text not looked for", [PART / each.cpu for each in costs]
+    yield row(f"the first {tenth * PART} {size}", first, "1/s", goal=">= 20", met=first >= 20)
+    name = f"the last {tenth * PART} of {done} {size} (range of parts of {PART})"
+    goal = ">= 0.9 of the first"
+    yield row(name, last, "1/s", low=min(rates), high=max(rates), goal=goal, met=last >= 0.9 * first, seconds=sum(each.clock for each in costs))
+    for parts in (tenth, len(costs) // 2, len(costs)):
+        yield row(f"resident memory after {parts * PART} objects", used[parts - 1], "MiB")
+    grown, name = used[-1] - used[tenth - 1], f"resident memory, growth from object {tenth * PART} to object {done} (range after each {PART})"
     yield row(name, grown, "MiB", low=min(used), high=max(used), goal="< 20", met=grown < 20)
-    yield row("images in the cohort in the end", held, "images")
 
 
 def main() -> None:

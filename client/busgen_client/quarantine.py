@@ -213,7 +213,7 @@ class Quarantine:
         Raises:
             StateError: no object of that name was deleted.
         """
-        deleted = select(DecisionRow).where(DecisionRow.source_key.startswith(name, autoescape=True), DecisionRow.verdict == DELETED)
+        deleted = select(DecisionRow).where(DecisionRow.source_key.between(*_named(name)), DecisionRow.verdict == DELETED)
         with Session(self._engine, expire_on_commit=False) as session:
             rows = session.scalars(deleted.limit(2)).all() if len(name) >= DIGITS else []
         if len(rows) != 1:
@@ -301,7 +301,7 @@ class Quarantine:
         return row, held
 
     def _rows(self, name: str) -> tuple[QuarantineRow, HeldRow | None]:
-        wanted = select(QuarantineRow).where(QuarantineRow.source_key.startswith(name, autoescape=True)).limit(2)
+        wanted = select(QuarantineRow).where(QuarantineRow.source_key.between(*_named(name))).limit(2)
         with Session(self._engine, expire_on_commit=False) as session:
             rows = session.scalars(wanted).all() if len(name) >= DIGITS else []
             if len(rows) != 1:
@@ -333,6 +333,11 @@ def _scan(frame: Pixels, part: Rectangle) -> Gray:
 
 def _masks(held: HeldRow) -> list[Rectangle]:
     return [Rectangle(*corners) for corners in held.masks]
+
+
+def _named(name: str) -> tuple[str, str]:
+    """Between which keys those lie that begin with ``name``: hexadecimal digits come before g. Unlike a pattern, it is looked up in the index."""
+    return name, name + "g"
 
 
 def _item(row: QuarantineRow, held: HeldRow | None) -> Item:

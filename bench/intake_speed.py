@@ -31,18 +31,18 @@ from bench.rows import row, write
 from busgen_client.cohort import CohortStore
 from busgen_client.database import open_store
 from busgen_client.intake.dicom import intake_dicom
-from busgen_client.intake.phantom_dicom import site_scanner, write_phantom_study
+from busgen_client.intake.phantom_dicom import write_phantom_study
 from busgen_client.storage import StorageSettings, Vault
 from busgen_core import images
 from busgen_core.labels import Pathology
-from busgen_core.phantom import simulate
+from busgen_core.phantom import SCANNERS, simulate
 
 COUNT = int(os.environ.get("BUSGEN_BENCH_COUNT", "100000"))
 PATIENTS = 4_000
 MINUTES = float(os.environ.get("BUSGEN_BENCH_MINUTES", "inf"))
 PART = max(1, min(2_000, COUNT // 10))  # objects that are on the disk at once
 FOLDER = 200  # objects in one
-PLAIN_OBJECTS, READ_OBJECTS = 40, 10
+PLAIN_OBJECTS, ROUNDS = 40, 2  # rounds of one object of each simulated scanner
 PAIRS = {1: 20, 100: 3}  # intakes of so many objects, so often into the full cohort and into a fresh one by turns
 SEED = 9_000
 EXAMPLE = 987_654_321  # stands for an object's number until it has one
@@ -66,9 +66,10 @@ SMALL = Layout(rows=256, columns=320, left=12, top=40, wide=296, high=200)
 
 
 class Scanner:
-    """Writes any number of different objects: the header of a phantom study, scans of four phantoms with the object's number in four pixels.
+    """Writes any number of different objects: the header of a phantom study, scans of a phantom of each simulated scanner by turns, with the
+    object's number in four pixels.
 
-    Four objects are made with pydicom; the others are these with other digits in their place, since a hundred thousand are wanted.
+    One object of each is made with pydicom; the others are these with other digits in their place, since a hundred thousand are wanted.
 
     Args:
         layout: Of its frames.
@@ -76,7 +77,7 @@ class Scanner:
 
     def __init__(self, layout: Layout) -> None:
         header = _header(layout)
-        frames = [_frame(header.pixel_array, layout, SEED + number) for number in range(4)]
+        frames = [_frame(header.pixel_array, layout, scanner) for scanner in SCANNERS]
         header.Rows, header.Columns = layout.rows, layout.columns
         self._objects = [_encoded(header, frame) for frame in frames]
         self._place = -layout.rows * layout.columns + layout.top * layout.columns + layout.left  # of the scan's first pixel, from the end
@@ -134,9 +135,9 @@ def _header(layout: Layout) -> Dataset:
     return header
 
 
-def _frame(small: NDArray[np.uint8], layout: Layout, seed: int) -> NDArray[np.uint8]:
+def _frame(small: NDArray[np.uint8], layout: Layout, scanner: str) -> NDArray[np.uint8]:
     """The text above a phantom study's scan, and a scan of its own: a phantom and its mirror image, cut to the region."""
-    half = images.resize_gray(simulate(Pathology.BENIGN, size=384, seed=seed, scanner=site_scanner(SITE)).image, size=layout.high)
+    half = images.resize_gray(simulate(Pathology.BENIGN, size=384, seed=SEED, scanner=scanner).image, size=layout.high)
     frame, above = np.zeros((layout.rows, layout.columns), np.uint8), small.shape[0] // 5
     frame[:above, : small.shape[1]] = small[:above]
     frame[layout.top : layout.top + layout.high, layout.left : layout.left + layout.wide] = np.tile(np.concatenate([half, half[:, ::-1]], axis=1), 2)[
@@ -182,18 +183,21 @@ def cost(store: CohortStore, scanner: Scanner, first: int, count: int) -> Cost:
 
 
 def at_full_size() -> Iterator[dict[str, object]]:
-    """Rates at 1024 x 768 pixels, without and with text looked for."""
+    """Rates at 1024 x 768 pixels, without and with text looked for; the latter also of the quickest and the slowest simulated scanner, since sharp
+    speckle is looked at twice."""
     with tempfile.TemporaryDirectory() as data:
         store, scanner = sealed_cohort(Path(data)), Scanner(LARGE)
         cost(store, scanner, 0, 1)  # reads the text recognition in
-        read = READ_OBJECTS / cost(store, scanner, 100, READ_OBJECTS).cpu
+        spent = [[cost(store, scanner, len(SCANNERS) * (1 + turn) + kind, 1).cpu for turn in range(ROUNDS)] for kind in range(len(SCANNERS))]
         with without_text():
             plain = PLAIN_OBJECTS / cost(store, scanner, 200, PLAIN_OBJECTS).cpu
     size = f"{LARGE.columns} x {LARGE.rows} px"
     name = f"header, region, sealed store, text not looked for: objects of {size} a CPU second"
     yield row(name, plain, "1/s", goal=">= 20", met=plain >= 20)
-    name = f"the same with text looked for, scan region of {LARGE.wide} x {LARGE.high} px"
-    yield row(name, read, "1/s", goal=">= 2", met=read >= 2)
+    name = f"the same with text looked for, scan region of {LARGE.wide} x {LARGE.high} px, {len(SCANNERS)} simulated scanners (range of these)"
+    rates = [ROUNDS / sum(each) for each in spent]
+    read = ROUNDS * len(SCANNERS) / sum(map(sum, spent))
+    yield row(name, read, "1/s", low=min(rates), high=max(rates), goal=">= 2", met=read >= 2)
 
 
 def beside_a_fresh_cohort(store: CohortStore, scanner: Scanner, *, images: int) -> Iterator[dict[str, object]]:

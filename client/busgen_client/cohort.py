@@ -1,7 +1,7 @@
 """The node's cohort: de-identified frames in data/images, their rows in the node's store, and the patient-wise split.
 
 An image exists when its row does. Its file is complete on disk (written aside, fsync, renamed) before the row commits, so a crash
-leaves at most a file that no row names; ``CohortStore.intake`` sweeps those. Nothing of the patient is in a file name: patients and
+leaves at most a file that no row names; the next ``CohortStore.intake`` sweeps those. Nothing of the patient is in a file name: patients and
 sources are known only by keyed digests (HMAC-SHA256) under data/secret.key, which never leaves the node. Where the site seals its files
 (``storage``), each image is sealed for its own id.
 
@@ -20,8 +20,9 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, BinaryIO, Literal
 
 from sqlalchemy import Engine, delete, func, select, update
 from sqlalchemy.exc import DatabaseError
@@ -71,6 +72,8 @@ SECRET_BYTES = 32  # HMAC-SHA256 wants a key as long as its output (RFC 2104, se
 SEALED, PLAIN = ".sealed", ".png"  # suffixes of image files
 IMAGE = "image"  # the role that images are sealed for
 PLAIN_STORAGE = StorageSettings(key="none")
+ENDED_WELL = b"ended well\n"  # in intake.lock, while no intake runs and the last one left no file behind
+SWEPT_AT_ONCE = 500  # files
 
 
 class Admission(StrEnum):
@@ -152,7 +155,7 @@ class CohortStore:
 
     def __init__(self, engine: Engine, data: Path, choices: Choices = BASIC, vault: Vault | None = None, mapping: Path | None = None) -> None:
         self.choices, self.mapping, self.vault = choices, mapping, vault or Vault(data, PLAIN_STORAGE)
-        self._engine, self._data, self._folder = engine, data, data / "images"
+        self._engine, self._data, self._folder, self._swept = engine, data, data / "images", False
         with _storage():
             self._folder.mkdir(parents=True, exist_ok=True)
             with Session(engine) as session:
@@ -236,14 +239,25 @@ class CohortStore:
 
     @contextmanager
     def intake(self) -> Iterator[None]:
-        """Hold the cohort for one intake; files that a crash left without a row are swept first.
+        """Hold the cohort for one intake. Files that a crash left without a row are swept first.
+
+        That looks at every image, so it is done once for each ``CohortStore``, and after an intake, of any process, that did not end well.
 
         Raises:
             StateError: another intake is running.
         """
-        with self.still():
-            self.sweep()
+        from busgen_client.held import HeldStore  # imports us
+
+        with self._locked() as lock:
+            ended_well = lock.read() == ENDED_WELL
+            lock.truncate(0)
+            os.fsync(lock.fileno())  # before the first file without a row
+            if not (ended_well and self._swept):
+                self.sweep()
+                HeldStore(self).sweep()
+                self._swept = True
             yield
+            lock.write(ENDED_WELL)
 
     @contextmanager
     def still(self) -> Iterator[None]:
@@ -252,20 +266,32 @@ class CohortStore:
         Raises:
             StateError: an intake is running.
         """
-        with _storage(), (self._data / "intake.lock").open("w") as lock:
+        with self._locked():
+            yield
+
+    @contextmanager
+    def _locked(self) -> Iterator[BinaryIO]:
+        """``intake.lock``, held, at its beginning; what is written goes to its end."""
+        with _storage(), (self._data / "intake.lock").open("ab+") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise StateError("another intake is running on this node; wait for it to end") from None
-            yield
+            lock.seek(0)
+            yield lock
 
     def sweep(self) -> None:
         """Delete image files that no row names; only while ``intake`` is held, since intake writes the file before the row."""
-        with _storage(), Session(self._engine) as session:
-            known = set(session.scalars(select(ImageRow.file)))
-            for file in self._folder.iterdir():
-                if file.name not in known:
-                    file.unlink()
+        with _storage(), os.scandir(self._folder) as entries:
+            names = (entry.name for entry in entries)
+            while some := list(islice(names, SWEPT_AT_ONCE)):
+                for name in self._strays(some):
+                    (self._folder / name).unlink()
+
+    def _strays(self, names: Sequence[str]) -> set[str]:
+        ids = [name.partition(".")[0] for name in names]
+        with Session(self._engine) as session:
+            return set(names).difference(session.scalars(select(ImageRow.file).where(ImageRow.image_id.in_(ids))))
 
     def add(self, image: NewImage, *, clears: str = "") -> Admission:
         """Admit one image: file first, then row, patient, journal and the lifted quarantine in one transaction.
@@ -294,7 +320,7 @@ class CohortStore:
                 session.add_all([patient, JournalRow(event="split", detail=json.dumps(detail))])
             if image.person is not None:
                 patients.remember(session, image.patient_key, image.person)
-            image_id, png = uuid.uuid4().hex, encode_png(image.gray)
+            image_id, png = uuid.uuid4().hex, encode_png(image.gray, quick=True)
             row = ImageRow(
                 image_id=image_id,
                 patient_key=image.patient_key,

@@ -20,12 +20,12 @@ from busgen_client.console.code_secrets import CodeSecrets
 from busgen_client.held import ROLE as QUARANTINE
 from busgen_client.held import HeldStore
 from busgen_client.intake.dicom import SPOOL
+from busgen_client.intake.spool import sweep_halves
 from busgen_client.jobs import JobStore
 from busgen_client.papers import ROLE as PAPERS
 from busgen_client.papers import Paper, sealed_name
 from busgen_client.storage import MAGIC, StorageSettings
 from busgen_core.errors import ConfigError, CorruptImageError, SealError, StateError
-from busgen_core.files import sweep_unfinished
 
 BEAT_SECONDS = 20.0  # since the worker's last heartbeat; it has one every 5 s
 
@@ -111,7 +111,7 @@ def _beside(store: CohortStore) -> list[_Beside]:
     return [
         *listed("quarantine/*-*", QUARANTINE, lambda path: path.name),
         *listed("spool/*.dcm", SPOOL, lambda path: path.stem),
-        *listed("spool/*.held", SPOOL, lambda path: path.stem),
+        *listed("spool/**/*.held", SPOOL, lambda path: path.stem),
         *listed("accounts/*.secret", CODES, lambda path: path.stem),
         *(file for paper in Paper for file in listed(f"jobs/*/{paper}", PAPERS, sealed_name)),
     ]
@@ -216,4 +216,4 @@ def rekey(store: CohortStore, settings: StorageSettings) -> bool:
 def _sweep(store: CohortStore) -> None:
     """Delete what a crash left half-written of that which waits; while ``intake`` is held, which has swept the images."""
     HeldStore(store).sweep()
-    sweep_unfinished(store.data / "spool")  # the receiver writes elsewhere
+    sweep_halves(store.data / "spool")

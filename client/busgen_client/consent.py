@@ -23,7 +23,7 @@ from busgen_client.jobs import JobRow, NoticeRow
 from busgen_client.protocol import COHORT_FILE, LOCAL_REPORT, job_folder
 from busgen_client.settings import NodeSettings
 from busgen_core.errors import ConsentWithdrawnError, InputError
-from busgen_core.files import UNFINISHED, sweep_unfinished
+from busgen_core.files import UNFINISHED
 from busgen_core.wire import JobState
 from busgen_privacy.ledger import Ledger
 
@@ -67,7 +67,7 @@ def withdraw(settings: NodeSettings, patient_key: str, *, known: bool = True) ->
         StateError: an intake is running.
         LedgerError: the ledger cannot be written; the rest is done, and the same command finishes it.
     """
-    from busgen_client.intake.spool import forget  # imports pydicom
+    from busgen_client.intake.spool import forget, sweep_halves  # imports pydicom
 
     if not KEY.fullmatch(patient_key):
         raise InputError("a patient key is 64 hexadecimal digits, as the cohort store has it")
@@ -81,7 +81,7 @@ def withdraw(settings: NodeSettings, patient_key: str, *, known: bool = True) ->
         store.sweep()
         HeldStore(store).forget(patient_key)
         forget(store, settings.data, patient_key)
-        sweep_unfinished(settings.data / "spool")  # one may be of this patient
+        sweep_halves(settings.data / "spool")  # one may be of this patient
         remove_pictures(engine, settings.data)
     compact(engine)
     ledger = Ledger(settings.data / "ledger.jsonl", site=settings.site)

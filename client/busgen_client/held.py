@@ -79,13 +79,15 @@ class HeldStore:
         """
         row = _row(source_key, held)
         with Session(self._engine) as session:
-            before = session.get(HeldRow, source_key)
+            before, replaced = session.get(HeldRow, source_key), list[Path]()
             if before is not None and _sources(before) == _sources(row):
                 row.token, row.masks = before.token, before.masks
             else:
+                replaced = self._files(before)
                 self._write(row.token, [image.gray for image in held.images])
             session.merge(row)
             session.commit()
+        _unlink(replaced)
 
     def get(self, source_key: str) -> HeldRow | None:
         """The row of an object, or None if none of its pixels is here."""
@@ -107,14 +109,15 @@ class HeldStore:
             raise CorruptImageError("a picture in quarantine is missing or damaged; delete the object and take it in again") from None
 
     def drop(self, source_key: str) -> None:
-        """Delete an object's pixels and row."""
+        """Delete an object's pixels and row, if it waits here."""
         with Session(self._engine) as session:
             row = session.get(HeldRow, source_key)
-            files = list(self._folder.glob(f"{row.token}-*")) if row else []
-            session.execute(delete(HeldRow).where(HeldRow.source_key == source_key))
+            if row is None:
+                return
+            files = self._files(row)
+            session.delete(row)
             session.commit()
-        for file in files:
-            file.unlink(missing_ok=True)
+        _unlink(files)
 
     def forget(self, patient_key: str) -> None:
         """Delete all that waits of a patient. Hold ``CohortStore.intake`` meanwhile."""
@@ -126,18 +129,24 @@ class HeldStore:
         self._unlink_strays()
 
     def sweep(self) -> None:
-        """Delete what waits no longer. Hold ``CohortStore.intake`` meanwhile, since files are written before their row."""
+        """Delete what a crash left: rows of what waits no longer, and files without a row. ``CohortStore.intake`` does so where it must."""
         with Session(self._engine) as session:
             session.execute(delete(HeldRow).where(HeldRow.source_key.not_in(select(QuarantineRow.source_key))))
             session.commit()
         self._unlink_strays()
 
-    def decide(self, source_key: str, verdict: str) -> None:
-        """Remember what a person decided of an object; before ``drop``, so that it is known by its other key too."""
+    def decide(self, source_key: str, verdict: str) -> str:
+        """Remember what a person decided of an object; before ``drop``, so that it is known by its other key too.
+
+        Returns:
+            That key, ``object_key``; empty where none of its pixels is here.
+        """
         with Session(self._engine) as session:
             row = session.get(HeldRow, source_key)
-            session.merge(DecisionRow(source_key=source_key, object_key=row.object_key if row else "", verdict=verdict))
+            object_key = row.object_key if row else ""
+            session.merge(DecisionRow(source_key=source_key, object_key=object_key, verdict=verdict))
             session.commit()
+            return object_key
 
     def decided(self, source_key: str) -> str:
         """``RELEASED``, ``DELETED``, or empty for an object that nobody has decided on."""
@@ -165,16 +174,24 @@ class HeldStore:
     def _file(self, token: str, number: int) -> Path:
         return self._folder / f"{token}-{number}"
 
+    def _files(self, row: HeldRow | None) -> list[Path]:
+        return [self._file(row.token, number) for number in range(len(row.images))] if row else []
+
     def _write(self, token: str, frames: Sequence[Pixels]) -> None:
         self._folder.mkdir(mode=0o700, exist_ok=True)
         for number, frame in enumerate(frames):
-            self._vault.write(self._file(token, number), encode_png(frame), role=ROLE)
+            self._vault.write(self._file(token, number), encode_png(frame, quick=True), role=ROLE)
 
     def _unlink_strays(self) -> None:
         known = self.files()
         for file in self._folder.glob("*"):
             if file.name not in known:
                 file.unlink(missing_ok=True)
+
+
+def _unlink(files: Sequence[Path]) -> None:
+    for file in files:
+        file.unlink(missing_ok=True)
 
 
 # How fields of ``NewImage`` that JSON cannot hold are made again.

@@ -68,7 +68,7 @@ class PacsSettings(BaseModel):
         address: Address to listen on.
         port: Port to listen on.
         receive: Whether 'busgen-node start' keeps the receiver running.
-        labels: Labels of what is received, as ``labels.read_labels`` takes them; read anew before each batch.
+        labels: Labels of what is received, as ``labels.read_labels`` takes them; read again when they change.
         associations: Associations at a time; more are refused.
         spool_gib: Objects that wait to be taken in, GiB; at this size more are refused until some are taken in.
         free_gib: Room that must stay free on the disk, GiB; with less, objects are refused.

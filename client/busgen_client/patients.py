@@ -12,6 +12,7 @@ from datetime import date, datetime
 from typing import Protocol
 
 from sqlalchemy import delete, select
+from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.orm import Session
 
 from busgen_client.cohort_rows import MarkRow, PatientRow, WithdrawnMarkRow
@@ -109,9 +110,9 @@ def canonical(session: Session, patient_key: str) -> str:
 
 def remember(session: Session, patient_key: str, person: Person) -> None:
     """Note the marks of an admitted object, in the caller's transaction."""
-    for kind, mark in person.marks():
-        if (kind, mark) != ("id", patient_key):
-            session.merge(MarkRow(patient_key=patient_key, kind=kind, mark=mark))
+    rows = [{"patient_key": patient_key, "kind": kind, "mark": mark} for kind, mark in person.marks() if (kind, mark) != ("id", patient_key)]
+    if rows:
+        session.execute(insert(MarkRow).on_conflict_do_nothing(), rows)
 
 
 def bury(session: Session, key: Keyed, patient_key: str) -> None:

@@ -213,7 +213,7 @@ class Quarantine:
         Raises:
             StateError: no object of that name was deleted.
         """
-        deleted = select(DecisionRow).where(DecisionRow.source_key.startswith(name, autoescape=True), DecisionRow.verdict == DELETED)
+        deleted = select(DecisionRow).where(DecisionRow.source_key.between(*_named(name)), DecisionRow.verdict == DELETED)
         with Session(self._engine, expire_on_commit=False) as session:
             rows = session.scalars(deleted.limit(2)).all() if len(name) >= DIGITS else []
         if len(rows) != 1:
@@ -279,13 +279,13 @@ class Quarantine:
 
     def _end(self, source_key: str, verdict: str) -> None:
         """Delete all that is kept of a decided object, the original that the network brought too."""
-        self._held.decide(source_key, verdict)
+        object_key = self._held.decide(source_key, verdict)
         self._held.drop(source_key)
         self._store.lift(source_key)
         if (self._store.data / "spool").is_dir():
             from busgen_client.intake.spool import Spool  # imports pydicom
 
-            Spool(self._store, self._store.data).discard(source_key)
+            Spool(self._store, self._store.data).discard(source_key, object_key)
 
     def _set_masks(self, source_key: str, boxes: list[list[int]]) -> Item:
         with Session(self._engine) as session:
@@ -301,7 +301,7 @@ class Quarantine:
         return row, held
 
     def _rows(self, name: str) -> tuple[QuarantineRow, HeldRow | None]:
-        wanted = select(QuarantineRow).where(QuarantineRow.source_key.startswith(name, autoescape=True)).limit(2)
+        wanted = select(QuarantineRow).where(QuarantineRow.source_key.between(*_named(name))).limit(2)
         with Session(self._engine, expire_on_commit=False) as session:
             rows = session.scalars(wanted).all() if len(name) >= DIGITS else []
             if len(rows) != 1:
@@ -333,6 +333,11 @@ def _scan(frame: Pixels, part: Rectangle) -> Gray:
 
 def _masks(held: HeldRow) -> list[Rectangle]:
     return [Rectangle(*corners) for corners in held.masks]
+
+
+def _named(name: str) -> tuple[str, str]:
+    """Between which keys those lie that begin with ``name``: hexadecimal digits come before g. Unlike a pattern, it is looked up in the index."""
+    return name, name + "g"
 
 
 def _item(row: QuarantineRow, held: HeldRow | None) -> Item:

@@ -45,7 +45,7 @@ def fold(text: str) -> str:
     >>> fold("Müller, Łódź")
     'Muller, Lodz'
     """
-    return "".join(_base(c) for c in text.translate(PLAIN))
+    return text if text.isascii() else "".join(_base(c) for c in text.translate(PLAIN))
 
 
 def _base(character: str) -> str:

@@ -331,9 +331,9 @@ def test_a_damaged_picture_is_refused_and_can_be_deleted(quarantine: Quarantine,
 
 
 def test_files_of_a_crash_are_swept(quarantine: Quarantine, store: CohortStore, table: Path) -> None:
-    """A picture without a row goes with the next intake."""
+    """A picture without a row goes with the first intake of the next process."""
     (store.data / "quarantine" / "0123-0").write_bytes(b"left by a crash")
-    intake_table(store, table, progress=False)
+    intake_table(CohortStore(store.engine, store.data), table, progress=False)
     assert len(list((store.data / "quarantine").iterdir())) == 2
 
 

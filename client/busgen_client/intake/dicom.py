@@ -9,7 +9,8 @@ Guarantees:
     - An object counts once: by its SOP Instance UID and pixels, also in another transfer syntax, and by its pixels within a patient.
 """
 
-from collections.abc import Callable, Collection
+import os
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -60,9 +61,16 @@ def intake_dicom(store: CohortStore, folder: Path, labels: Path | None, *, progr
     if not folder.is_dir():
         raise InputError("the DICOM folder does not exist or is not a folder")
     passed_over = labels.resolve() if labels else None
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.resolve() != passed_over]
-    sources = (file_source(store, path, known) for path in files)
-    return take_in(store, sources, total=len(files), event="intake.dicom", progress=progress)
+    sources = (file_source(store, path, known) for path in files_below(folder) if path.resolve() != passed_over)
+    total = sum(1 for _ in files_below(folder)) if progress else None
+    return take_in(store, sources, total=total, event="intake.dicom", progress=progress)
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """Every file below a folder, by name within each folder; links to folders are not followed. Holds the names of one path's folders at a time."""
+    for parent, folders, names in os.walk(folder):
+        folders.sort()
+        yield from (path for name in sorted(names) if (path := Path(parent, name)).is_file())
 
 
 def file_source(

@@ -16,7 +16,7 @@ from pydicom.uid import ExplicitVRLittleEndian, UltrasoundImageStorage
 from tqdm import tqdm
 
 from busgen_client.cohort import CohortStore
-from busgen_client.intake.dicom import LARGEST, clean_scans
+from busgen_client.intake.dicom import LARGEST, clean_scans, files_below
 from busgen_client.intake.findings import Code, IntakeResult, QuarantineError
 from busgen_client.intake.frames import Gray, Rectangle
 from busgen_client.intake.header import Clean, quietly, read_clean
@@ -43,7 +43,8 @@ def write_deidentified(store: CohortStore, folder: Path, out: Path, *, progress:
         raise InputError("the DICOM folder does not exist, or the folder to write to lies inside it")
     out.mkdir(parents=True, exist_ok=True)
     profile, held, written = Profile(key=store.key, choices=store.choices), Counter[str](), 0
-    for path in tqdm(sorted(p for p in folder.rglob("*") if p.is_file()), desc="de-identify", unit="file", disable=not progress):
+    total = sum(1 for _ in files_below(folder)) if progress else None
+    for path in tqdm(files_below(folder), total=total, desc="de-identify", unit="file", disable=not progress):
         try:
             objects = _objects_of(path, profile)
         except QuarantineError as refused:

@@ -23,6 +23,7 @@ from busgen_privacy.text import scrub
 from busgen_privacy.vocabulary import device_words
 
 T = TypeVar("T", bound=Hashable)
+State = tuple[str, int, int, int]  # of a file: path, inode, bytes, time of its last change in ns
 log = logging.getLogger("busgen.labels")
 
 LESION = frozenset({"3", "4", "4a", "4b", "4c", "5", "6"})  # BI-RADS categories that speak of a finding which a normal image has not
@@ -97,8 +98,46 @@ def read_labels(path: Path | None, mapping: Path | None = None) -> Labels:
         ConfigError: the site's file cannot be used.
     """
     vocabulary = read_mapping(mapping)
-    files = [] if path is None else sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    return Labels([one for file in files for one in _statements(file, vocabulary, sought=path != file)], vocabulary)
+    return Labels([one for file in _files(path) for one in _statements(file, vocabulary, sought=path != file)], vocabulary)
+
+
+class CurrentLabels:
+    """Labels that may change while a process runs: read again when a file of theirs is another than before, and only then.
+
+    Args:
+        path: As ``read_labels`` takes it.
+        mapping: Likewise.
+    """
+
+    def __init__(self, path: Path | None, mapping: Path | None = None) -> None:
+        self._path, self._mapping = path, mapping
+        self._read: tuple[list[State | None], Labels] | None = None
+
+    def now(self) -> Labels:
+        """The labels as they are now.
+
+        Raises:
+            TableError, ConfigError: as ``read_labels``.
+        """
+        state = [_state(file) for file in (*_files(self._path), *([self._mapping] if self._mapping else []))]
+        if self._read is None or self._read[0] != state:
+            self._read = state, read_labels(self._path, self._mapping)
+        return self._read[1]
+
+
+def _files(path: Path | None) -> list[Path]:
+    if path is None:
+        return []
+    return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+
+
+def _state(file: Path) -> State | None:
+    """What is another when a file is; None if it is not there."""
+    try:
+        status = file.stat()
+    except OSError:
+        return None
+    return str(file), status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _statements(file: Path, vocabulary: Vocabulary, *, sought: bool) -> list[Statement]:

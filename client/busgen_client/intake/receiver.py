@@ -36,7 +36,7 @@ from busgen_client.intake.entity import (
     storage_contexts,
 )
 from busgen_client.intake.findings import IntakeResult
-from busgen_client.intake.labels import read_labels
+from busgen_client.intake.labels import CurrentLabels
 from busgen_client.intake.run import combined, take_in
 from busgen_client.intake.spool import Spool
 from busgen_client.pacs import PacsSettings
@@ -66,11 +66,11 @@ def receive(store: CohortStore, data: Path, settings: PacsSettings, *, progress:
     """
     spool = Spool(store, data, most_bytes=settings.spool_gib * 2**30, free_bytes=settings.free_gib * 2**30)
     commitments = Commitments(settings, store, spool)
-    total = IntakeResult()
+    total, labels = IntakeResult(), CurrentLabels(settings.labels, store.mapping)
     with receiving(settings, data, spool, commitments), commitments.answering(), tqdm(desc="received", unit="object", disable=not progress) as bar:
         while True:
             last = stop.wait(BATCH_SECONDS)
-            done = _drain(store, spool, settings.labels)
+            done = _drain(store, spool, labels)
             bar.update(done.added + done.duplicates + done.quarantined)
             total = combined([total, done])
             spool.sweep()
@@ -78,12 +78,12 @@ def receive(store: CohortStore, data: Path, settings: PacsSettings, *, progress:
                 return total
 
 
-def _drain(store: CohortStore, spool: Spool, labels: Path | None) -> IntakeResult:
+def _drain(store: CohortStore, spool: Spool, labels: CurrentLabels) -> IntakeResult:
     """Take in what waits; what cannot be done now is done later."""
     if not spool.waiting():
         return IntakeResult()
     try:
-        return take_in(store, spool.sources(read_labels(labels, store.mapping)), total=None, event="intake.receive", progress=False)
+        return take_in(store, spool.sources(labels.now()), total=None, event="intake.receive", progress=False)
     except BusgenError as error:
         log.warning("receiver.intake_waits code=%s", error.code)
         return IntakeResult()

@@ -62,7 +62,6 @@ def take_in(store: CohortStore, sources: Iterable[Source], *, total: int | None,
     """
     tally, waiting = _Tally(Counter(), Counter()), HeldStore(store)
     with store.intake():
-        waiting.sweep()
         for source in tqdm(sources, total=total, desc="intake", unit="object", disable=not progress):
             code = None
             try:
@@ -74,7 +73,6 @@ def take_in(store: CohortStore, sources: Iterable[Source], *, total: int | None,
                 if code in BY_EYE | BY_LABEL and (held := _shown(source)) is not None:
                     waiting.put(source.key, held)
             source.done(code)
-        waiting.sweep()
         result = tally.result()
         detail = {"added": result.added, "duplicates": result.duplicates, "skipped": result.skipped, "quarantined": result.codes}
         store.note(event, detail)
@@ -101,6 +99,7 @@ def _admit(store: CohortStore, waiting: HeldStore, source: Source, tally: _Tally
         return
     if isinstance(images, int):
         store.lift(source.key)
+        waiting.drop(source.key)
         tally.seen[Admission.DUPLICATE] += images
         return
     outcomes = [store.add(image, clears=source.key) for image in images]
@@ -110,6 +109,7 @@ def _admit(store: CohortStore, waiting: HeldStore, source: Source, tally: _Tally
     if Admission.WITHDRAWN in outcomes:
         raise QuarantineError(Code.CONSENT_WITHDRAWN)
     store.settle(images)
+    waiting.drop(source.key)
 
 
 def combined(results: Iterable[IntakeResult]) -> IntakeResult:

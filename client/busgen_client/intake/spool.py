@@ -1,8 +1,9 @@
 """The spool: objects that arrived over the network and wait to be taken in. Folder ``spool`` in the node's data folder, mode 0700.
 
 A name is two keyed digests, of the SOP Instance UID and of the bytes, so the same object twice is one file and nothing of the patient is
-in a name. ``*.dcm`` waits to be taken in; ``*.held`` is in quarantine for something that can be mended at its source, such as its label. Of an
-object that people decide on by looking at it, only the de-identified pixels stay (``busgen_client.held``).
+in a name. ``*.dcm`` waits to be taken in; ``held/??/*.held`` is in quarantine for something that can be mended at its source, such as its
+label, under the first two digits of its name, so that nobody who looks for one object goes through all of them. Of an object that people decide
+on by looking at it, only the de-identified pixels stay (``busgen_client.held``).
 
 Where the site seals its files, each is sealed as soon as it is whole; the unsealed one, which pynetdicom wrote, is deleted.
 
@@ -30,10 +31,11 @@ from busgen_client.intake.labels import Labels
 from busgen_client.intake.run import Source
 from busgen_core.digests import sha256_file
 from busgen_core.errors import InputError, SealError, StorageFullError
-from busgen_core.files import sync_folder, write_whole
+from busgen_core.files import sweep_unfinished, sync_folder, write_whole
 
 DIGITS = 32  # hexadecimal digits of a digest in a name
 STALE_SECONDS = 600.0  # an unfinished file that nobody wrote to for so long belongs to a broken association
+HELD = "held"  # folder of what is in quarantine
 LOOK_SECONDS = 1.0  # how long the spool's size is believed
 
 # Nobody can mend these here: another export or the PACS can, or the patient said no. All else is kept for a person to judge.
@@ -126,21 +128,33 @@ class Spool:
         return not self.absent([sop_uid], held=held)
 
     def absent(self, sop_uids: Iterable[str], *, held: bool = True) -> list[str]:
-        """Those of which ``has`` is false; one look at the folder for all of them."""
-        stems = {path.name.partition("-")[0] for path, _ in self._files() if held or path.suffix == ".dcm"}
+        """Those of which ``has`` is false; one look at what waits to be taken in for all of them."""
+        stems = {path.name.partition("-")[0] for path in files_in(self._folder)}
         left = [uid for uid in sop_uids if self._stem(uid) not in stems]
-        return [uid for uid in left if not HeldStore(self._store).knows(self._store.object_key(uid))] if held else left
+        return [uid for uid in left if not self._holds(self._store.object_key(uid))] if held else left
 
-    def discard(self, source_key: str) -> None:
-        """Delete an object that a person has decided on, by the key under which it waited."""
-        for file in self._folder.glob(f"*-{source_key[:DIGITS]}.held"):
-            file.unlink(missing_ok=True)
-        sync_folder(self._folder)
+    def _holds(self, object_key: str) -> bool:
+        """Whether an object waits for a person, or was decided by one."""
+        stem = object_key[:DIGITS]
+        return any(_shelf(self._folder, stem).glob(f"{stem}-*")) or HeldStore(self._store).knows(object_key)
+
+    def discard(self, source_key: str, object_key: str) -> None:
+        """Delete an object that a person has decided on.
+
+        Args:
+            source_key: The key under which it waited.
+            object_key: As ``CohortStore.object_key`` gives it; empty if it is not known, then all that is held is looked through.
+        """
+        stem, end = object_key[:DIGITS], f"-{source_key[:DIGITS]}.held"
+        files = [_shelf(self._folder, stem) / (stem + end)] if stem else self._folder.rglob(f"*{end}")
+        for file in files:
+            if file.exists():
+                file.unlink()
+                sync_folder(file.parent)
 
     def waiting(self, *, held: bool = False) -> list[Path]:
         """Files that wait to be taken in, oldest first; with ``held``, those in quarantine instead."""
-        suffix = ".held" if held else ".dcm"
-        return [path for path, _ in sorted(self._files(), key=lambda file: file[1].st_mtime_ns) if path.suffix == suffix]
+        return [path for path, _ in sorted(self._files(held=held), key=lambda file: file[1].st_mtime_ns)]
 
     def sources(self, labels: Labels, *, only: Collection[str] | None = None, held: bool = False) -> Iterator[Source]:
         """What waits, for ``take_in``: deleted once it is in the cohort, held once it is in quarantine.
@@ -160,19 +174,34 @@ class Spool:
         """Whether more would be refused now; looked up once a second."""
         now = time.monotonic()
         if now - self._looked > LOOK_SECONDS:
-            used = sum(status.st_size for path, status in self._files() if path.suffix == ".dcm")
+            used = sum(status.st_size for _, status in self._files())
             self._full = used >= self._most or shutil.disk_usage(self._folder).free < self._free
             self._looked = now
         return self._full
 
-    def _files(self) -> Iterator[tuple[Path, os.stat_result]]:
-        for entry in os.scandir(self._folder):
+    def _files(self, *, held: bool = False) -> Iterator[tuple[Path, os.stat_result]]:
+        for path in files_in(self._folder, held=held):
             with suppress(FileNotFoundError):  # taken in meanwhile
-                if entry.is_file():
-                    yield Path(entry.path), entry.stat()
+                yield path, path.stat()
 
     def _stem(self, sop_uid: str) -> str:
         return self._store.object_key(sop_uid)[:DIGITS]
+
+
+def files_in(spool: Path, *, held: bool = False) -> Iterator[Path]:
+    """Files of a spool's folder that wait to be taken in; with ``held``, those in quarantine instead."""
+    return spool.rglob("*.held") if held else spool.glob("*.dcm")
+
+
+def sweep_halves(spool: Path) -> None:
+    """Delete what a crash left of objects that were being sealed anew; only while nobody does that. The receiver writes elsewhere."""
+    for folder in (spool, *spool.glob(f"{HELD}/*")):
+        sweep_unfinished(folder)
+
+
+def _shelf(spool: Path, name: str) -> Path:
+    """Where a held object of this name lies."""
+    return spool / HELD / name[:2]
 
 
 def forget(store: CohortStore, data: Path, patient_key: str) -> None:
@@ -197,5 +226,9 @@ def _settle(path: Path, code: Code | None) -> None:
     if code is None or code in BEYOND_REPAIR | BY_EYE:
         path.unlink(missing_ok=True)
     elif path.suffix != ".held":
-        path.rename(path.with_suffix(".held"))
+        shelf = _shelf(path.parent, path.name)
+        shelf.mkdir(parents=True, exist_ok=True)
+        path.rename(shelf / f"{path.stem}.held")
+        sync_folder(shelf)
+        sync_folder(shelf.parent)
     sync_folder(path.parent)

@@ -1,9 +1,10 @@
 """How fast one core takes DICOM objects in, and whether time or memory grows with their number. Run: python -m bench.intake_speed.
 
-Everything goes through ``intake_dicom`` into a sealed cohort in the temporary folder (TMPDIR; on a disk, most of the wall time is waiting for it).
-Rates are objects a CPU second, since neighbours share the machine. BUSGEN_BENCH_COUNT objects (100,000) tell whether it stays so: each is a new image with UIDs of its own, of one of 4,000
-patients. They are written a part at a time and deleted again; the cohort grows to the end. After BUSGEN_BENCH_MINUTES (no limit) no further part
-is begun, and the rows say how many objects were reached. With a count of 0 the rows of the last run at scale stay, with their own commit.
+Everything goes through ``intake_dicom`` into a sealed cohort in the temporary folder (TMPDIR; on a disk, most of the wall time is waiting for
+it). Rates are objects a CPU second, since neighbours share the machine. BUSGEN_BENCH_COUNT objects (100,000) tell whether it stays so: each is a
+new image with UIDs of its own, of one of 4,000 patients. They are written a part at a time and deleted again; the cohort grows to the end. After
+BUSGEN_BENCH_MINUTES (no limit) no further part is begun, and the rows say how many objects were reached. With a count of 0 the rows at scale of
+the last run stay, with their own commit.
 """
 
 import csv

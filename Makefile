@@ -45,8 +45,8 @@ lint: install
 # Tests sync thousands of small files. Where there is room in memory for their folders, no disk is waited for.
 TMP := $(shell [ "$$(df -k --output=avail /dev/shm 2> /dev/null | tail -1)" -gt 8000000 ] 2> /dev/null && echo /dev/shm || echo "$${TMPDIR:-/tmp}")
 
-# Two workers: the journey, which mostly waits, beside everything else. One torch thread each.
-PYTEST := TMPDIR=$(TMP) OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+# Three workers: the journey, which mostly waits, and two beside it. One torch thread each.
+PYTEST := TMPDIR=$(TMP) OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 test: install system-packages lint
 	$(PYTEST) -m "not slow"

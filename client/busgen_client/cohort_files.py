@@ -214,6 +214,7 @@ def rekey(store: CohortStore, settings: StorageSettings) -> bool:
 
 
 def _sweep(store: CohortStore) -> None:
-    """Delete what a crash left half-written of that which waits; while ``intake`` is held, which has swept the images."""
+    """Delete what a crash left half-written; while ``intake`` is held, which does not look at every image each time."""
+    store.sweep()
     HeldStore(store).sweep()
     sweep_halves(store.data / "spool")

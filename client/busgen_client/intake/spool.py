@@ -146,7 +146,8 @@ class Spool:
             object_key: As ``CohortStore.object_key`` gives it; empty if it is not known, then all that is held is looked through.
         """
         stem, end = object_key[:DIGITS], f"-{source_key[:DIGITS]}.held"
-        files = [_shelf(self._folder, stem) / (stem + end)] if stem else self._folder.rglob(f"*{end}")
+        places = (_shelf(self._folder, stem), self._folder)  # the second is from before there were shelves
+        files = [place / (stem + end) for place in places] if stem else self._folder.rglob(f"*{end}")
         for file in files:
             if file.exists():
                 file.unlink()

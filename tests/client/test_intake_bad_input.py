@@ -47,7 +47,7 @@ def store(engine: Engine, tmp_path: Path) -> CohortStore:
 
 
 @pytest.mark.parametrize(
-    ("start", "count", "text_every"), [(0, 120, 0), pytest.param(20_000, 1000, 21, marks=pytest.mark.slow)], ids=["120", "1000 with text"]
+    ("start", "count", "text_every"), [(0, 60, 0), pytest.param(20_000, 1000, 21, marks=pytest.mark.slow)], ids=["60", "1000 with text"]
 )
 def test_damaged_files_wait_or_enter_and_leave_nothing(start: int, count: int, text_every: int) -> None:
     """Ten kinds of damage to the real files: no other error than ours, no end of the process, and no identifying string in what is stored."""
@@ -100,6 +100,7 @@ except StorageFullError:
 """
 
 
+@pytest.mark.usefixtures("unread")
 def test_a_full_disk_ends_the_run_by_name_and_the_next_goes_on(store: CohortStore, study: Path, tmp_path: Path) -> None:
     """With a real limit on file sizes the run stops at the image that does not fit; with room again each object is in the cohort once."""
     folder = tmp_path / "in"

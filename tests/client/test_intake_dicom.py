@@ -412,6 +412,7 @@ def take(store: CohortStore, tmp_path: Path, names: list[str]) -> dict[str, int]
     return {**result.codes, "added": result.added}
 
 
+@pytest.mark.usefixtures("unread")
 @pytest.mark.parametrize(("name", "code"), REAL.items(), ids=REAL)
 def test_real_file_waits_for_its_reason(store: CohortStore, tmp_path: Path, name: str, code: str) -> None:
     """Real files that cannot be taken in safely wait, each for a reason of its own."""

@@ -26,6 +26,8 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 from safetensors.numpy import load_file
 
+from busgen_client.cohort import open_cohort
+from busgen_client.settings import load_settings
 from busgen_core.repository import arrays, read_parquet
 from busgen_core.supervise import environment
 from busgen_privacy.ledger import Ledger
@@ -50,6 +52,8 @@ pytestmark = pytest.mark.journey
 PHASES = ("accepted", "adapting", "generating", "auditing", "review")
 PATIENTS = {"north": 100, "south": 100, "east": 25}  # four in ten are holdout; fewer than the audit's 20 of 100 happen once in 100,000 rounds
 HUB_AWAY_SECONDS = 120
+IDENTIFIERS = ("PatientName", "PatientID", "PatientBirthDate", "AccessionNumber", "StudyInstanceUID", "SOPInstanceUID", "InstitutionName")
+POLL_SECONDS = 15.0  # each poll starts a process at every node, which costs two seconds of a core
 CHUNK_BYTES = 200 * 1024  # so that foundation and release take several messages
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
 QUIET_BROWSER = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update"]
@@ -79,7 +83,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Round]:
     folder = tmp_path_factory.mktemp("consortium")
     foundation = tiny_foundation(folder / "foundation")
     sites = [site("north"), site("south", steps=25), site("east", campaign_epsilon=1.0, smallest_cohort=10)]
-    consortium = Consortium(folder=folder, foundation=foundation, sites=sites)
+    consortium = Consortium(folder=folder, foundation=foundation, sites=sites, poll_seconds=POLL_SECONDS)
     family: list[psutil.Process] = []
     try:
         consortium.lay_out()
@@ -188,8 +192,11 @@ def test_nothing_of_a_patient_is_in_what_a_node_sent(finished: Round) -> None:
     release = (_data(finished, "north") / "jobs" / CAMPAIGN / "release.tar").read_bytes()
     assert release[-4096:-2048] in sent or release[2048:4096] in sent  # the record is real: it holds the release
     assert len(sent) > len(release)
+    looked_for = set()
     for what, needle in _private_needles(finished):
         assert needle not in sent, f"{what} crossed the wire"
+        looked_for.add(what)
+    assert looked_for > {*IDENTIFIERS, "a DICOM file name", "a path", "an image id", "a stored image", "a sealed image"}
     table = _data(finished, "north") / "jobs" / CAMPAIGN / "release" / "data" / "train-00000.parquet"
     released = arrays(read_parquet(table.read_bytes()))[0].tobytes()
     for what, needle in _pixel_needles(finished):
@@ -200,20 +207,22 @@ def test_nothing_of_a_patient_is_in_what_a_node_sent(finished: Round) -> None:
 def _private_needles(finished: Round) -> Iterator[tuple[str, bytes]]:
     """Names, identifiers, paths, files and weights of ``north``, as bytes that must not be found."""
     data = _data(finished, "north")
-    for file in sorted(finished.studies["north"].rglob("*.dcm")):
+    for file in sorted(finished.studies["north"].glob("IM*")):
         header = pydicom.dcmread(file, stop_before_pixels=True)
-        for keyword in ("PatientName", "PatientID", "PatientBirthDate", "AccessionNumber", "StudyInstanceUID", "SOPInstanceUID", "InstitutionName"):
+        for keyword in IDENTIFIERS:
             value = str(header.get(keyword, ""))
             if len(value) >= 4:
                 yield keyword, value.encode()
-                yield from ((keyword, part.encode()) for part in re.split(r"[\^ ]", value) if len(part) >= 4)
+                yield from ((keyword, part.encode()) for part in re.split(r"[\^ ]", value) if len(part) >= 5)  # four letters may come by chance
         yield "a DICOM file name", file.name.encode()
     yield "a path", str(data).encode()
     yield "the data folder's name", str(finished.studies["north"]).encode()
-    for image in sorted((data / "images").glob("*.png")):
-        content = image.read_bytes()
-        yield "an image id", image.stem.encode()
-        yield "a stored image", content[60:124]
+    store = open_cohort(load_settings(finished.consortium.node_config("north")))
+    for row in store.rows():
+        sealed, png = (data / "images" / row.file).read_bytes(), store.png(row.image_id)
+        yield "an image id", row.image_id.encode()
+        yield "a stored image", png[60:124]
+        yield "a sealed image", sealed[60:124]
     adapted = load_file(data / "jobs" / CAMPAIGN / "adapt" / "adapted.safetensors")
     for name, tensor in adapted.items():
         raw = np.ascontiguousarray(tensor).tobytes()
@@ -222,8 +231,9 @@ def _private_needles(finished: Round) -> Iterator[tuple[str, bytes]]:
 
 def _pixel_needles(finished: Round) -> Iterator[tuple[str, bytes]]:
     """Runs of 12 pixels of every real image, members and holdout, wherever they are not flat."""
-    for image in sorted((_data(finished, "north") / "images").glob("*.png")):
-        picture = Image.open(io.BytesIO(image.read_bytes())).convert("L")
+    store = open_cohort(load_settings(finished.consortium.node_config("north")))
+    for row in store.rows():
+        picture = Image.open(io.BytesIO(store.png(row.image_id))).convert("L")
         for pixels in (np.asarray(picture), np.asarray(picture.resize((64, 64), Image.Resampling.LANCZOS))):
             for row in pixels[8:-8:8]:
                 run_of_pixels = row[20:32].tobytes()

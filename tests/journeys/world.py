@@ -8,12 +8,13 @@ from unittest.mock import patch
 
 from sqlalchemy.exc import OperationalError
 
-from busgen_client.cohort import CohortStore
+from busgen_client.cohort import open_cohort
 from busgen_client.database import open_store as open_node
 from busgen_client.intake import masking
 from busgen_client.intake.dicom import intake_dicom
 from busgen_client.intake.phantom_dicom import write_phantom_study
 from busgen_client.jobs import JobRow, JobStore
+from busgen_client.settings import load_settings
 from busgen_core.corpus import pack_phantoms
 from busgen_core.generator import Shape
 from busgen_core.pretrain import pretrain
@@ -45,9 +46,8 @@ def take_in_phantoms(consortium: Consortium, name: str, *, seed: int, patients: 
     """Write a phantom study as DICOM files and take it in, its scans ``read`` for text or not; the folder of the study."""
     pacs = consortium.folder / f"{name}-pacs"
     write_phantom_study(pacs, site=name, patients=patients, seed=seed)
-    data = consortium.node_config(name).parent / "data"
     with nullcontext() if read else patch.object(masking, "find_text", lambda images, **_: [[] for _ in images]):
-        result = intake_dicom(CohortStore(open_node(data), data), pacs, pacs / "labels.csv", progress=False)
+        result = intake_dicom(open_cohort(load_settings(consortium.node_config(name))), pacs, pacs / "labels.csv", progress=False)
     assert result.added >= patients
     assert set(result.codes) <= {"text-over-scan"}  # speckle that looks like a letter waits for a person, now and then
     assert result.quarantined <= max(2, patients // 20)

@@ -15,6 +15,9 @@ class Base(DeclarativeBase):
     """Base of the node's tables."""
 
 
+STORE_FILE = "node.sqlite"  # beside it, while it is open, its log and index: -wal, -shm
+
+
 def open_store(data: Path) -> Engine:
     """Open (and where needed create) ``node.sqlite`` with all tables.
 
@@ -31,7 +34,7 @@ def open_store(data: Path) -> Engine:
     import busgen_client.quarantine_rows  # noqa: F401  (the tables register themselves)
 
     data.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(f"sqlite:///{data / 'node.sqlite'}", connect_args={"timeout": 30})
+    engine = create_engine(f"sqlite:///{data / STORE_FILE}", connect_args={"timeout": 30})
 
     @event.listens_for(engine, "connect")
     def _pragmas(connection, _record) -> None:  # type: ignore[no-untyped-def]

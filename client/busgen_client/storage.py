@@ -17,6 +17,7 @@ from pathlib import Path
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from busgen_client.database import STORE_FILE
 from busgen_client.storage_keys import (
     ID_BYTES,
     NO_KEY,
@@ -269,11 +270,15 @@ class Vault:
 def _heads(data: Path) -> set[bytes]:
     """How the files below a folder begin, links followed.
 
+    The store's own files are passed over, and not for speed: who opens and closes one drops every lock that SQLite holds on it in this process
+    (POSIX advisory locks), and then another process deletes the log that we still write to.
+
     Raises:
         UnavailableError: a file or folder cannot be read, so nobody knows which keys are needed.
     """
     try:
-        return {_head(Path(folder) / name) for folder, _, names in os.walk(data, onerror=_unless_gone, followlinks=True) for name in names}
+        walk = os.walk(data, onerror=_unless_gone, followlinks=True)
+        return {_head(Path(folder) / name) for folder, _, names in walk for name in names if not name.startswith(STORE_FILE)}
     except OSError as error:
         raise UnavailableError(f"a file in the data folder cannot be read ({error.strerror}); no key is made or dropped before it can") from None
 

@@ -2,6 +2,9 @@
 
 import json
 import os
+import sqlite3
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -406,3 +409,31 @@ def test_errors_are_ours() -> None:
     assert (StorageKeyError.code, SealError.code, ConfigError.code) == ("storage-key", "seal-broken", "config-invalid")
     assert issubclass(StorageKeyError, BusgenError)
     assert len(MAGIC) == 14
+
+
+OTHER = """
+import sqlite3, sys
+with sqlite3.connect(sys.argv[1]) as store:
+    store.execute("insert into t values (1)")
+store.close()
+"""
+
+
+def test_looking_through_the_folder_leaves_the_store_s_locks(tmp_path: Path) -> None:
+    """Making keys and dropping them reads every file's head but the store's: else SQLite would lose its locks on it, another process that closes the
+    store would delete the log, and what either wrote afterwards would be lost to the other."""
+    store = sqlite3.connect(tmp_path / "node.sqlite")
+    try:
+        store.execute("PRAGMA journal_mode=WAL")
+        store.execute("create table t (a)")
+        store.commit()
+        vault = Vault(tmp_path, StorageSettings())
+        vault.check()
+        vault.rotate()
+        assert vault.forget_unused(tmp_path) == 1
+        log = (tmp_path / "node.sqlite-wal").stat().st_ino
+        subprocess.run([sys.executable, "-c", OTHER, str(tmp_path / "node.sqlite")], check=True)
+        assert (tmp_path / "node.sqlite-wal").stat().st_ino == log
+        assert store.execute("select count(*) from t").fetchone() == (1,)
+    finally:
+        store.close()

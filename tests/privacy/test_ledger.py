@@ -469,11 +469,11 @@ def test_processes_take_turns(tmp_path: Path) -> None:
 def test_what_was_acknowledged_survives_a_kill(tmp_path: Path) -> None:
     """A process killed while it writes loses nothing that it had told of, and the ledger goes on."""
     path = tmp_path / "ledger.jsonl"
-    process = writer(path, "a", 100_000)
-    assert process.stdout is not None
-    printed = [process.stdout.readline().strip() for _ in range(20)]
-    process.send_signal(signal.SIGKILL)
-    printed += process.communicate(timeout=60)[0].split()
+    with writer(path, "a", 100_000) as process:
+        assert process.stdout is not None
+        printed = [process.stdout.readline().strip() for _ in range(20)]
+        process.send_signal(signal.SIGKILL)
+        printed += process.stdout.read().split()  # communicate() would pass over what readline() had read ahead
     ledger = Ledger(path, site="cairo")
     hashes = [entry.hash for entry in ledger.entries()]
     assert hashes[: len(printed)] == printed

@@ -11,8 +11,6 @@ its stratum (the worst class of the patient's first object), so that ``data_card
 """
 
 import fcntl
-import hashlib
-import hmac
 import json
 import os
 import uuid
@@ -20,22 +18,21 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
-from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Literal
+from typing import TYPE_CHECKING, BinaryIO
 
-from sqlalchemy import Engine, delete, func, select, update
+from sqlalchemy import Engine, delete, func, select
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.orm import Session
 
 from busgen_client import patients
-from busgen_client.cohort_rows import ImageRow, JournalRow, ObjectRow, PatientRow, QuarantineRow, WithdrawnRow
-from busgen_client.database import open_store
+from busgen_client.cohort_rows import ROLES, ImageRow, JournalRow, ObjectRow, PatientRow, QuarantineRow, Role, WithdrawnRow
+from busgen_client.database import open_store, store_errors
+from busgen_client.image_files import ImageFiles
+from busgen_client.pseudonyms import site_pseudonyms
 from busgen_client.storage import StorageSettings, Vault
-from busgen_client.storage_keys import secret_in
 from busgen_core.digests import sha256_bytes
-from busgen_core.errors import CorruptImageError, InputError, SealError, StateError, StorageKeyError, UnavailableError
-from busgen_core.files import create_once
+from busgen_core.errors import StateError
 from busgen_core.labels import Birads, Pathology
 from busgen_privacy.deidentify import BASIC, Choices
 
@@ -63,17 +60,10 @@ __all__ = [
 ]
 
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1 as fractions of width and height
-Role = Literal["member", "holdout"]
-ROLES: tuple[Role, ...] = ("member", "holdout")
 
-MEMBER_SHARE = 0.6  # of patients; the rest is set aside for audits and scores
 SMALLEST_CELL = 5  # patients; a cell with fewer is shown as suppressed
-SECRET_BYTES = 32  # HMAC-SHA256 wants a key as long as its output (RFC 2104, section 3)
-SEALED, PLAIN = ".sealed", ".png"  # suffixes of image files
-IMAGE = "image"  # the role that images are sealed for
 PLAIN_STORAGE = StorageSettings(key="none")
 ENDED_WELL = b"ended well\n"  # in intake.lock, while no intake runs and the last one left no file behind
-SWEPT_AT_ONCE = 500  # files
 
 
 class Admission(StrEnum):
@@ -100,7 +90,7 @@ class NewImage:
 
     Attributes:
         gray: uint8 [rows, columns], de-identified.
-        patient_key: As ``CohortStore.patient_key`` gives it.
+        patient_key: As ``Pseudonyms.patient_key`` gives it.
         pathology: Its label.
         box: Lesion box as fractions of this frame, or None.
         device: Scrubbed device model, or empty.
@@ -148,6 +138,10 @@ class CohortStore:
         vault: Seals and opens the image files; not given, files are written as they are.
         mapping: The site's file of histologies; for those who take images in.
 
+    Attributes:
+        files: The files of its images.
+        pseudonyms: How patients, objects and sources are known here.
+
     Raises:
         StateError: the secret is missing, damaged, readable by others, or not the one this cohort was keyed with.
         UnavailableError: the store or the folder cannot be read or written.
@@ -155,11 +149,10 @@ class CohortStore:
 
     def __init__(self, engine: Engine, data: Path, choices: Choices = BASIC, vault: Vault | None = None, mapping: Path | None = None) -> None:
         self.choices, self.mapping, self.vault = choices, mapping, vault or Vault(data, PLAIN_STORAGE)
-        self._engine, self._data, self._folder, self._swept = engine, data, data / "images", False
-        with _storage():
-            self._folder.mkdir(parents=True, exist_ok=True)
-            with Session(engine) as session:
-                self._secret = self._checked_secret(session)
+        self._engine, self._data, self._swept = engine, data, False
+        self.files = ImageFiles(engine, data, self.vault)
+        with store_errors(), Session(engine) as session:
+            self.pseudonyms = site_pseudonyms(session, data)
 
     @property
     def engine(self) -> Engine:
@@ -171,71 +164,24 @@ class CohortStore:
         """The node's data folder, for files beside the cohort's."""
         return self._data
 
-    def _checked_secret(self, session: Session) -> bytes:
-        """The secret, created at first use; its check value in the journal tells when another was put in its place."""
-        stated = session.scalar(select(JournalRow.detail).where(JournalRow.event == "secret"))
-        secret = _read_secret(self._data / "secret.key", create=stated is None)
-        check = json.dumps({"check": hmac.digest(secret, b"check", "sha256").hex()})
-        if stated is None:
-            session.add(JournalRow(event="secret", detail=check))
-            session.commit()
-        elif stated != check:
-            raise StateError("secret.key is not the key this cohort was built with; restore it from the backup taken with the store")
-        return secret
-
-    def key(self, kind: str, *parts: bytes | str) -> str:
-        """Keyed digest of ``parts``, hexadecimal: lengths are part of it, so no two lists of parts run together."""
-        mac = hmac.new(self._secret, kind.encode() + b"\0", hashlib.sha256)
-        for part in parts:
-            data = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
-            mac.update(len(data).to_bytes(8, "big") + data)
-        return mac.hexdigest()
-
-    def patient_key(self, patient_id: str, *, issuer: str = "") -> str:
-        """The opaque key of a patient; the same identifier and issuer give the same key whatever the source.
-
-        Raises:
-            InputError: the identifier is empty, so nobody could tell this patient from another.
-        """
-        if not patient_id.strip():
-            raise InputError("a patient identifier is empty")
-        return self.key("patient", issuer.strip(), patient_id.strip())
-
-    def person(self, patient_id: str, *, issuer: str = "", name: str = "", birth_date: str = "") -> patients.Person:
-        """What an object says of its patient, digested; name and birth date as DICOM's PN and DA.
-
-        Raises:
-            InputError: the identifier is empty.
-        """
-        return patients.person_of(self.key, self.patient_key(patient_id, issuer=issuer), name=name, birth_date=birth_date)
-
     def patient_of(self, person: patients.Person) -> str | None:
         """The key of the patient whom an object belongs to; None where its marks contradict each other (see ``patients.resolve``)."""
-        with _storage(), Session(self._engine) as session:
+        with store_errors(), Session(self._engine) as session:
             return patients.resolve(session, person)
 
     def canonical(self, patient_key: str) -> str:
         """The key under which a patient is held, given that of any identifier of theirs."""
-        with _storage(), Session(self._engine) as session:
+        with store_errors(), Session(self._engine) as session:
             return patients.canonical(session, patient_key)
 
     def withdrawn(self, person: patients.Person) -> bool:
         """Whether an object belongs to a patient who withdrew consent."""
-        with _storage(), Session(self._engine) as session:
+        with store_errors(), Session(self._engine) as session:
             return self._withdrawn(session, person.key, person)
 
     def _withdrawn(self, session: Session, patient_key: str, person: patients.Person | None) -> bool:
-        buried = session.get(WithdrawnRow, self.tombstone(patient_key)) is not None
-        return buried or patients.is_buried(session, self.key, person or patients.Person(key=patient_key))
-
-    def tombstone(self, patient_key: str) -> str:
-        """What is kept of a patient who withdrew consent: a keyed digest of the key, hexadecimal."""
-        return self.key("withdrawn", patient_key)
-
-    def own_role(self, patient_key: str) -> Role:
-        """Role by the node's own split: a uniform draw keyed by the secret, so it needs no memory and nobody can steer it."""
-        draw = int(self.key("split", patient_key)[:16], 16) / 2**64
-        return "member" if draw < MEMBER_SHARE else "holdout"
+        buried = session.get(WithdrawnRow, self.pseudonyms.tombstone(patient_key)) is not None
+        return buried or patients.is_buried(session, self.pseudonyms.key, person or patients.Person(key=patient_key))
 
     @contextmanager
     def intake(self) -> Iterator[None]:
@@ -253,7 +199,7 @@ class CohortStore:
             lock.truncate(0)
             os.fsync(lock.fileno())  # before the first file without a row
             if not (ended_well and self._swept):
-                self.sweep()
+                self.files.sweep()
                 HeldStore(self).sweep()
                 self._swept = True
             yield
@@ -272,26 +218,13 @@ class CohortStore:
     @contextmanager
     def _locked(self) -> Iterator[BinaryIO]:
         """``intake.lock``, held, at its beginning; what is written goes to its end."""
-        with _storage(), (self._data / "intake.lock").open("ab+") as lock:
+        with store_errors(), (self._data / "intake.lock").open("ab+") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise StateError("another intake is running on this node; wait for it to end") from None
             lock.seek(0)
             yield lock
-
-    def sweep(self) -> None:
-        """Delete image files that no row names; only while ``intake`` is held, since intake writes the file before the row."""
-        with _storage(), os.scandir(self._folder) as entries:
-            names = (entry.name for entry in entries)
-            while some := list(islice(names, SWEPT_AT_ONCE)):
-                for name in self._strays(some):
-                    (self._folder / name).unlink()
-
-    def _strays(self, names: Sequence[str]) -> set[str]:
-        ids = [name.partition(".")[0] for name in names]
-        with Session(self._engine) as session:
-            return set(names).difference(session.scalars(select(ImageRow.file).where(ImageRow.image_id.in_(ids))))
 
     def add(self, image: NewImage, *, clears: str = "") -> Admission:
         """Admit one image: file first, then row, patient, journal and the lifted quarantine in one transaction.
@@ -302,10 +235,9 @@ class CohortStore:
         """
         from busgen_core.images import encode_png
 
-        with _storage(), Session(self._engine) as session:
+        with store_errors(), Session(self._engine) as session:
             if self._withdrawn(session, image.patient_key, image.person):
                 return Admission.WITHDRAWN
-            self._check_vault(session)
             if session.scalar(select(ImageRow.image_id).where(ImageRow.source_key == image.source_key)):
                 session.execute(delete(QuarantineRow).where(QuarantineRow.source_key == clears))
                 session.commit()
@@ -314,7 +246,7 @@ class CohortStore:
             if patient is not None and image.role not in (None, patient.role):
                 return Admission.ROLE_CONFLICT
             if patient is None:
-                role = image.role or self.own_role(image.patient_key)
+                role = image.role or self.pseudonyms.own_role(image.patient_key)
                 patient = PatientRow(patient_key=image.patient_key, role=role, rule="given" if image.role else "hmac-60-40")
                 detail = {"patient": image.patient_key, "role": role, "rule": patient.rule, "stratum": image.pathology.value}
                 session.add_all([patient, JournalRow(event="split", detail=json.dumps(detail))])
@@ -329,14 +261,13 @@ class CohortStore:
                 birads=image.birads,
                 box=None if image.box is None else list(image.box),
                 device=image.device,
-                file=self._file_of(image_id),
+                file=self.files.name_for(session, image_id),
                 sha256=sha256_bytes(png),
                 source_key=image.source_key,
             )
             session.add(row)
             session.execute(delete(QuarantineRow).where(QuarantineRow.source_key == clears))
-            path = self._folder / row.file
-            self.vault.write(path, png, role=IMAGE, name=image_id)
+            path = self.files.write(row.file, image_id, png)
             try:
                 session.commit()
             except DatabaseError:
@@ -344,17 +275,8 @@ class CohortStore:
                 raise
             return Admission.ADDED
 
-    def _file_of(self, image_id: str) -> str:
-        return image_id + (SEALED if self.vault.seals else PLAIN)
-
-    def _check_vault(self, session: Session) -> None:
-        """Never make new keys beside files that were sealed with others."""
-        sealed = select(ImageRow.image_id).where(ImageRow.file.endswith(SEALED)).limit(1)
-        if self.vault.seals and not self.vault.begun and session.scalar(sealed):
-            raise StorageKeyError("storage.json is missing, and images are sealed; restore it from the backup, nothing opens without it")
-
     def forget(self, session: Session, patient_key: str) -> tuple[Role | None, frozenset[str]]:
-        """Delete every row of a patient in the caller's transaction; the files go with ``sweep`` once it is committed.
+        """Delete every row of a patient in the caller's transaction; the files go with ``ImageFiles.sweep`` once it is committed.
 
         Returns:
             The patient's role, or None for a patient of whom there is nothing, and the ids of the images that go.
@@ -364,14 +286,14 @@ class CohortStore:
         session.execute(delete(ImageRow).where(ImageRow.patient_key == patient_key))
         session.execute(delete(ObjectRow).where(ObjectRow.patient_key == patient_key))
         session.execute(delete(PatientRow).where(PatientRow.patient_key == patient_key))
-        patients.bury(session, self.key, patient_key)
+        patients.bury(session, self.pseudonyms.key, patient_key)
         session.execute(delete(JournalRow).where(JournalRow.event == "split", JournalRow.detail.contains(patient_key, autoescape=True)))
         session.add(JournalRow(event="consent.withdrawn", detail=json.dumps({"images": len(images)})))
         return (None if patient is None else _role(patient.role)), images
 
     def quarantine(self, source_key: str, *, code: str, reason: str) -> None:
         """Note that an object waits; a second look at the same object replaces code and reason."""
-        with _storage(), Session(self._engine) as session:
+        with store_errors(), Session(self._engine) as session:
             row = session.scalar(select(QuarantineRow).where(QuarantineRow.source_key == source_key))
             if row is None:
                 session.add(QuarantineRow(source_key=source_key, code=code, reason=reason))
@@ -379,13 +301,9 @@ class CohortStore:
                 row.code, row.reason = code, reason
             session.commit()
 
-    def object_key(self, sop_uid: str) -> str:
-        """The opaque key of a DICOM object."""
-        return self.key("object", sop_uid)
-
     def taken(self, object_key: str) -> ObjectRow | None:
         """A DICOM object as it was taken in; None for one that was not, or not to its last frame."""
-        with _storage(), Session(self._engine) as session:
+        with store_errors(), Session(self._engine) as session:
             return session.get(ObjectRow, object_key)
 
     def settle(self, images: Sequence[NewImage]) -> None:
@@ -399,31 +317,31 @@ class CohortStore:
             frames_key=origin.frames_key,
             images=len(images),
         )
-        with _storage(), Session(self._engine) as session:
+        with store_errors(), Session(self._engine) as session:
             session.merge(row)
             session.commit()
 
     def holds(self, source_key: str, patient_key: str, role: Role | None) -> bool:
         """Whether this very image is in the cohort, with this patient and, unless None, in this role."""
         same = [ImageRow.source_key == source_key, ImageRow.patient_key == patient_key, *([ImageRow.role == role] if role else [])]
-        with _storage(), Session(self._engine) as session:
+        with store_errors(), Session(self._engine) as session:
             return session.scalar(select(ImageRow.image_id).where(*same)) is not None
 
     def lift(self, source_key: str) -> None:
         """End the waiting of an object that need not wait any more."""
-        with _storage(), Session(self._engine) as session:
+        with store_errors(), Session(self._engine) as session:
             session.execute(delete(QuarantineRow).where(QuarantineRow.source_key == source_key))
             session.commit()
 
     def note(self, event: str, detail: Mapping[str, object]) -> None:
         """Add one line to the journal."""
-        with _storage(), Session(self._engine) as session:
+        with store_errors(), Session(self._engine) as session:
             session.add(JournalRow(event=event, detail=json.dumps(detail, sort_keys=True)))
             session.commit()
 
     def ids(self, role: Role) -> list[str]:
         """Ids of a role's images, in order: what a job is bound to, since intake may go on while it works."""
-        with _storage(), Session(self._engine) as session:
+        with store_errors(), Session(self._engine) as session:
             return list(session.scalars(select(ImageRow.image_id).where(ImageRow.role == role).order_by(ImageRow.image_id)))
 
     def load(self, role: Role, *, size: int = 64, only: Collection[str] | None = None) -> "Cohort":
@@ -438,13 +356,13 @@ class CohortStore:
         from busgen_core.images import decode_gray  # imports torch
         from busgen_privacy.cohort import Cohort
 
-        with _storage(), Session(self._engine) as session:
+        with store_errors(), Session(self._engine) as session:
             rows = session.scalars(select(ImageRow).where(ImageRow.role == role).order_by(ImageRow.image_id)).all()
         if only is not None:
             rows = [row for row in rows if row.image_id in set(only)]
             if len(rows) != len(only):
                 raise StateError(f"{len(only) - len(rows)} images of the job's cohort are gone; the job cannot go on")
-        frames = [decode_gray(self._stored(row), size=size) for row in rows]
+        frames = [decode_gray(self.files.read(row), size=size) for row in rows]
         return Cohort(
             images=np.stack(frames) if frames else np.zeros((0, size, size), np.uint8),
             classes=tuple(Pathology(row.pathology) for row in rows),
@@ -460,78 +378,32 @@ class CohortStore:
             CorruptImageError: the file is missing, or is not the bytes that were stored.
             StorageKeyError: it is sealed, and the key is not there.
         """
-        with _storage(), Session(self._engine) as session:
+        with store_errors(), Session(self._engine) as session:
             row = session.get(ImageRow, image_id)
         if row is None:
             raise StateError("no image of this id is in the cohort")
-        return self._stored(row)
-
-    def _stored(self, row: ImageRow) -> bytes:
-        data = self._content(row.file, row.image_id)
-        if data is None and (moved := self._file_now(row.image_id)):  # 'cohort encrypt' runs beside us
-            data = self._content(moved, row.image_id)
-        if data is None:
-            raise CorruptImageError(f"image {row.image_id} is missing from the data folder; restore it from the backup")
-        if sha256_bytes(data) != row.sha256:
-            raise CorruptImageError(f"image {row.image_id} is not the bytes that were stored; restore it from the backup")
-        return data
-
-    def _content(self, file: str, image_id: str) -> bytes | None:
-        """The PNG in a file; None if the file is not there."""
-        try:
-            with _storage():
-                stored = (self._folder / file).read_bytes() if (self._folder / file).exists() else None
-            return self.vault.open(stored, role=IMAGE, name=image_id) if stored is not None and file.endswith(SEALED) else stored
-        except SealError:
-            raise CorruptImageError(f"image {image_id} is cut short, changed or another's; restore it from the backup") from None
+        return self.files.read(row)
 
     def rows(self) -> Sequence[ImageRow]:
         """All images, in the order of their ids."""
-        with _storage(), Session(self._engine) as session:
+        with store_errors(), Session(self._engine) as session:
             return session.scalars(select(ImageRow).order_by(ImageRow.image_id)).all()
 
     def split(self) -> tuple[dict[str, PatientRow], list[dict[str, str]]]:
         """Patients by key, and the journal's line about each role, in order."""
-        with _storage(), Session(self._engine) as session:
+        with store_errors(), Session(self._engine) as session:
             people = {row.patient_key: row for row in session.scalars(select(PatientRow))}
             return people, [json.loads(line) for line in session.scalars(select(JournalRow.detail).where(JournalRow.event == "split"))]
 
-    def files(self) -> set[str]:
-        """Names of all files in the folder of images."""
-        with _storage():
-            return {file.name for file in self._folder.iterdir()}
-
-    def reseal(self, row: ImageRow) -> bool:
-        """Seal one image as it would be sealed now; False if it is so already. While ``intake`` is held.
-
-        The new file is whole before the row names it, and the old one goes after, so a crash leaves a whole image and at most a file too many.
-        """
-        with _storage():
-            stored = (self._folder / row.file).read_bytes() if (self._folder / row.file).exists() else b""
-        if self.vault.is_current(stored):
-            return False
-        path = self._folder / self._file_of(row.image_id)
-        with _storage(), Session(self._engine) as session:
-            self.vault.write(path, self._stored(row), role=IMAGE, name=row.image_id)
-            if path.name != row.file:
-                session.execute(update(ImageRow).where(ImageRow.image_id == row.image_id).values(file=path.name))
-                session.commit()
-                (self._folder / row.file).unlink()
-        return True
-
-    def _file_now(self, image_id: str) -> str | None:
-        with _storage(), Session(self._engine) as session:
-            return session.scalar(select(ImageRow.file).where(ImageRow.image_id == image_id))
-
     def count_patients(self, role: Role) -> int:
         """Exact number of patients of a role; for decisions inside the node, never for a release."""
-        with _storage(), Session(self._engine) as session:
+        with store_errors(), Session(self._engine) as session:
             return session.scalar(select(func.count(ImageRow.patient_key.distinct())).where(ImageRow.role == role)) or 0
 
     def summary(self) -> CohortSummary:
         """Counts by role and pathology with small cells suppressed, and the quarantine by code."""
         counted = (ImageRow.role, ImageRow.pathology, func.count(ImageRow.patient_key.distinct()), func.count())
-        with _storage(), Session(self._engine) as session:
+        with store_errors(), Session(self._engine) as session:
             cells = {(role, name): (p, i) for role, name, p, i in session.execute(select(*counted).group_by(ImageRow.role, ImageRow.pathology))}
             held = session.execute(
                 select(QuarantineRow.code, func.count().label("held")).group_by(QuarantineRow.code).order_by(QuarantineRow.code)
@@ -546,24 +418,6 @@ class CohortStore:
 
 def _role(text: str) -> Role:
     return "member" if text == "member" else "holdout"
-
-
-@contextmanager
-def _storage() -> Iterator[None]:
-    """Turn failures of the database and the disk into our own error; their texts may hold values and are dropped."""
-    try:
-        yield
-    except DatabaseError as error:
-        raise UnavailableError(f"the node's store cannot be used ({type(error).__name__}); check or restore node.sqlite") from None
-    except OSError as error:
-        raise UnavailableError(f"the node's data folder cannot be used ({error.strerror or type(error).__name__})") from None
-
-
-def _read_secret(path: Path, *, create: bool) -> bytes:
-    """Read ``secret.key``; with ``create``, make it first."""
-    if create and not path.exists():
-        create_once(path, os.urandom(SECRET_BYTES))
-    return secret_in(path, SECRET_BYTES, missing="a new one would split the patients anew, so restore it from the backup")
 
 
 def open_cohort(settings: "NodeSettings", engine: Engine | None = None) -> CohortStore:

@@ -13,12 +13,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from busgen_client.cohort import SEALED, CohortStore
+from busgen_client.cohort import CohortStore
 from busgen_client.consent import remove_pictures
 from busgen_client.console.code_secrets import ROLE as CODES
 from busgen_client.console.code_secrets import CodeSecrets
 from busgen_client.held import ROLE as QUARANTINE
 from busgen_client.held import HeldStore
+from busgen_client.image_files import SEALED
 from busgen_client.intake.dicom import SPOOL
 from busgen_client.intake.spool import sweep_halves
 from busgen_client.jobs import JobStore
@@ -79,7 +80,7 @@ def verify(store: CohortStore, *, progress: bool = True) -> CohortState:
 
 
 def _of_files(store: CohortStore, *, progress: bool) -> Iterator[tuple[Problem, str]]:
-    rows, files = store.rows(), store.files()
+    rows, files = store.rows(), store.files.names()
     for row in tqdm(rows, desc="verify", unit="image", disable=not progress):
         if row.file not in files:
             yield Problem.MISSING, row.image_id
@@ -146,7 +147,7 @@ def _of_roles(store: CohortStore) -> Iterator[tuple[Problem, str]]:
     people, lines = store.split()
     noted = {line["patient"]: line["role"] for line in reversed(lines)}  # the first line counts: a role is fixed once
     for key, patient in people.items():
-        drawn = patient.role if patient.rule == "given" else store.own_role(key)
+        drawn = patient.role if patient.rule == "given" else store.pseudonyms.own_role(key)
         if not patient.role == noted.get(key) == drawn:
             yield Problem.ROLE, key[:12]
     for row in store.rows():
@@ -183,7 +184,7 @@ def encrypt(store: CohortStore, data: Path, *, rotate: bool = False, progress: b
             store.vault.rotate()
         _sweep(store)
         rows, files = store.rows(), [file for file in _beside(store) if file.role != CODES]
-        images = (store.reseal(row) for row in rows)
+        images = (store.files.reseal(row) for row in rows)
         others = (store.vault.reseal(file.path, role=file.role, name=file.sealed_name) for file in files)
         done = sum(tqdm(chain(images, others), total=len(rows) + len(files), desc="encrypt", unit="file", disable=not progress))
         done += CodeSecrets(store).renew()
@@ -215,6 +216,6 @@ def rekey(store: CohortStore, settings: StorageSettings) -> bool:
 
 def _sweep(store: CohortStore) -> None:
     """Delete what a crash left half-written; while ``intake`` is held, which does not look at every image each time."""
-    store.sweep()
+    store.files.sweep()
     HeldStore(store).sweep()
     sweep_halves(store.data / "spool")

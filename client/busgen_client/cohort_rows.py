@@ -1,11 +1,15 @@
 """Tables of the cohort in the node's store. Patients and sources are in them by keyed digests alone."""
 
 from datetime import UTC, datetime
+from typing import Literal
 
 from sqlalchemy import JSON
 from sqlalchemy.orm import Mapped, mapped_column
 
 from busgen_client.database import Base
+
+Role = Literal["member", "holdout"]
+ROLES: tuple[Role, ...] = ("member", "holdout")
 
 
 def _now() -> str:

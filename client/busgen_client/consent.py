@@ -27,7 +27,7 @@ from busgen_core.files import UNFINISHED
 from busgen_core.wire import JobState
 from busgen_privacy.ledger import Ledger
 
-KEY = re.compile(r"[0-9a-f]{64}")  # what CohortStore.patient_key gives
+KEY = re.compile(r"[0-9a-f]{64}")  # what Pseudonyms.patient_key gives
 ACCOUNTS: dict[Role | None, str] = {"member": "members", "holdout": "holdout", None: ""}
 UNFROZEN = (JobState.OFFERED, JobState.ACCEPTED)  # without a list of images these hold nobody yet
 
@@ -59,7 +59,7 @@ def withdraw(settings: NodeSettings, patient_key: str, *, known: bool = True) ->
 
     Args:
         settings: The node's.
-        patient_key: The patient's opaque key, as ``CohortStore.patient_key`` gives it.
+        patient_key: The patient's opaque key, as ``Pseudonyms.patient_key`` gives it.
         known: Refuse a key that this cohort does not hold (it may be mistyped); False buries it all the same.
 
     Raises:
@@ -76,9 +76,9 @@ def withdraw(settings: NodeSettings, patient_key: str, *, known: bool = True) ->
     patient_key = store.canonical(patient_key)
     with store.intake():
         with Session(engine, expire_on_commit=False) as session:
-            row = session.get(WithdrawnRow, store.tombstone(patient_key)) or _bury(session, store, settings.data, patient_key, known=known)
+            row = session.get(WithdrawnRow, store.pseudonyms.tombstone(patient_key)) or _bury(session, store, settings.data, patient_key, known=known)
             session.commit()
-        store.sweep()
+        store.files.sweep()
         HeldStore(store).forget(patient_key)
         forget(store, settings.data, patient_key)
         sweep_halves(settings.data / "spool")  # one may be of this patient
@@ -120,7 +120,7 @@ def patient_key_in(store: CohortStore, file: Path, *, issuer: str = "") -> str:
         raise InputError("the file with the patient's identifier cannot be read") from None
     if len(lines) != 1:
         raise InputError("the file with the patient's identifier must hold one line")
-    return store.patient_key(lines[0], issuer=issuer)
+    return store.pseudonyms.patient_key(lines[0], issuer=issuer)
 
 
 def _bury(session: Session, store: CohortStore, data: Path, patient_key: str, *, known: bool) -> WithdrawnRow:
@@ -128,7 +128,9 @@ def _bury(session: Session, store: CohortStore, data: Path, patient_key: str, *,
     role, images = store.forget(session, patient_key)
     if role is None and known:
         raise InputError("this cohort holds no patient of that key; nothing was changed")
-    row = WithdrawnRow(tombstone=store.tombstone(patient_key), account=ACCOUNTS[role], images=len(images), held=[], releases=[], stopped=[])
+    row = WithdrawnRow(
+        tombstone=store.pseudonyms.tombstone(patient_key), account=ACCOUNTS[role], images=len(images), held=[], releases=[], stopped=[]
+    )
     for job in session.scalars(select(JobRow).order_by(JobRow.created)):
         if images and _holds(data, job, images):
             _part_with(session, row, job)

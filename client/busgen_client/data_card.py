@@ -11,7 +11,10 @@ from pathlib import Path
 
 from scipy.stats import binom
 
-from busgen_client.cohort import MEMBER_SHARE, ROLES, SEALED, SMALLEST_CELL, CohortStore, ImageRow
+from busgen_client.cohort import SMALLEST_CELL, CohortStore
+from busgen_client.cohort_rows import ROLES, ImageRow
+from busgen_client.image_files import SEALED
+from busgen_client.pseudonyms import MEMBER_SHARE
 from busgen_core.files import write_durably
 from busgen_core.labels import Birads, Pathology
 

@@ -1,7 +1,8 @@
 """The node's store: SQLAlchemy on SQLite (WAL) in the data folder."""
 
 import sqlite3
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sqlalchemy import Connection, Engine, create_engine, event, inspect
@@ -55,6 +56,21 @@ def open_store(data: Path) -> Engine:
             f"node.sqlite cannot be used ({type(error).__name__}); restore it from a backup, the ledger is a file of its own"
         ) from None
     return engine
+
+
+@contextmanager
+def store_errors() -> Iterator[None]:
+    """Turn failures of the database and the disk into our own error; their texts may hold values and are dropped.
+
+    Raises:
+        UnavailableError: the store or the data folder cannot be used.
+    """
+    try:
+        yield
+    except DatabaseError as error:
+        raise UnavailableError(f"the node's store cannot be used ({type(error).__name__}); check or restore {STORE_FILE}") from None
+    except OSError as error:
+        raise UnavailableError(f"the node's data folder cannot be used ({error.strerror or type(error).__name__})") from None
 
 
 def compact(engine: Engine) -> None:

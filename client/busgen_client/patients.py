@@ -23,7 +23,7 @@ OLDEST = date(1900, 1, 2)  # earlier is a placeholder
 
 
 class Keyed(Protocol):
-    """Keyed digest of parts: ``CohortStore.key``."""
+    """Keyed digest of parts: ``Pseudonyms.key``."""
 
     def __call__(self, kind: str, *parts: bytes | str) -> str:
         """Digest of ``parts``; another ``kind`` gives an unrelated one."""

@@ -14,7 +14,7 @@ ALL = Choices(options=frozenset(Option))
 
 
 def key(kind: str, *parts: bytes | str) -> str:
-    """A keyed digest like ``CohortStore.key``, under a key that everybody knows."""
+    """A keyed digest like ``Pseudonyms.key``, under a key that everybody knows."""
     data = b"".join(len(p).to_bytes(8, "big") + (p.encode() if isinstance(p, str) else p) for p in parts)
     return hmac.digest(b"a key for tests", kind.encode() + b"\0" + data, "sha256").hex()
 

@@ -48,8 +48,8 @@ def cohort(settings: NodeSettings) -> CohortStore:
 def new_image(store: CohortStore, patient: str, number: int, *, role: Role | None) -> NewImage:
     """Image ``number`` of a patient; the same arguments give the same image and source."""
     frame = simulate(list(Pathology)[number % 3], seed=1000 * number + sum(patient.encode()))
-    source = store.key("test", patient, str(number))
-    key = store.patient_key(patient)
+    source = store.pseudonyms.key("test", patient, str(number))
+    key = store.pseudonyms.patient_key(patient)
     return NewImage(gray=frame.image, patient_key=key, pathology=frame.pathology, box=frame.box, device="", source_key=source, role=role)
 
 

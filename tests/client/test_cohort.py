@@ -12,17 +12,18 @@ from scipy.stats import binom
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
-from busgen_client.cohort import MEMBER_SHARE, Admission, CohortStore, ImageRow, JournalRow, NewImage, QuarantineRow
+from busgen_client.cohort import Admission, CohortStore, ImageRow, JournalRow, NewImage, QuarantineRow
 from busgen_client.database import open_store
+from busgen_client.pseudonyms import MEMBER_SHARE
 from busgen_core.errors import CorruptImageError, InputError, StateError, UnavailableError
 from busgen_core.labels import Pathology
 
 
 def image(store: CohortStore, patient: str, number: int = 0, pathology: Pathology = Pathology.BENIGN) -> NewImage:
     gray = np.random.default_rng([number, *patient.encode()]).integers(0, 255, (48, 80), np.uint8)
-    source = store.key("test", patient, str(number))
+    source = store.pseudonyms.key("test", patient, str(number))
     box = (0.25, 0.25, 0.5, 0.75)
-    return NewImage(gray=gray, patient_key=store.patient_key(patient), pathology=pathology, box=box, device="", source_key=source)
+    return NewImage(gray=gray, patient_key=store.pseudonyms.patient_key(patient), pathology=pathology, box=box, device="", source_key=source)
 
 
 def test_what_was_added_is_loaded(store: CohortStore) -> None:
@@ -30,7 +31,7 @@ def test_what_was_added_is_loaded(store: CohortStore) -> None:
     store.add(replace(image(store, "p"), role="member"))
     cohort = store.load("member")
     assert cohort.images.shape == (1, 64, 64)
-    assert (cohort.classes, cohort.boxes, cohort.patients) == ((Pathology.BENIGN,), ((0.25, 0.25, 0.5, 0.75),), (store.patient_key("p"),))
+    assert (cohort.classes, cohort.boxes, cohort.patients) == ((Pathology.BENIGN,), ((0.25, 0.25, 0.5, 0.75),), (store.pseudonyms.patient_key("p"),))
     assert len(store.load("holdout")) == 0
 
 
@@ -55,19 +56,19 @@ def test_split_keeps_a_patient_together_and_is_journaled(store: CohortStore, eng
 def test_split_is_a_function_of_the_secret_and_the_patient(store: CohortStore, engine: Engine, tmp_path: Path) -> None:
     """Another process with the same secret gives the same roles; another secret gives others."""
     patients = [f"patient {n}" for n in range(64)]
-    roles = [store.own_role(store.patient_key(p)) for p in patients]
+    roles = [store.pseudonyms.own_role(store.pseudonyms.patient_key(p)) for p in patients]
     again = CohortStore(engine, tmp_path)
-    assert [again.own_role(again.patient_key(p)) for p in patients] == roles
+    assert [again.pseudonyms.own_role(again.pseudonyms.patient_key(p)) for p in patients] == roles
     other_engine = open_store(tmp_path / "other")
     other = CohortStore(other_engine, tmp_path / "other")
-    assert [other.own_role(other.patient_key(p)) for p in patients] != roles
+    assert [other.pseudonyms.own_role(other.pseudonyms.patient_key(p)) for p in patients] != roles
     other_engine.dispose()
 
 
 def test_split_is_sixty_to_forty(store: CohortStore) -> None:
     """Members are 60 % of patients: binomial(4000, 0.6); correct code fails for one secret in a million, 65 % is caught."""
     n = 4000
-    members = sum(store.own_role(store.patient_key(str(p))) == "member" for p in range(n))
+    members = sum(store.pseudonyms.own_role(store.pseudonyms.patient_key(str(p))) == "member" for p in range(n))
     low, high = binom.interval(1 - 1e-6, n, MEMBER_SHARE)
     assert low <= members <= high
     assert high < 0.65 * n
@@ -90,21 +91,21 @@ def test_a_patient_never_changes_sides(store: CohortStore) -> None:
 
 def test_patient_key_hides_the_identifier_and_knows_the_issuer(store: CohortStore) -> None:
     """Keys are digests; padding does not matter, the issuer does, and parts do not run together."""
-    assert store.patient_key(" 12 ") == store.patient_key("12")
+    assert store.pseudonyms.patient_key(" 12 ") == store.pseudonyms.patient_key("12")
     assert (
         len(
             {
-                store.patient_key("12"),
-                store.patient_key("12", issuer="a"),
-                store.patient_key("2", issuer="a1"),
-                store.key("x", "ab"),
-                store.key("x", "a", "b"),
+                store.pseudonyms.patient_key("12"),
+                store.pseudonyms.patient_key("12", issuer="a"),
+                store.pseudonyms.patient_key("2", issuer="a1"),
+                store.pseudonyms.key("x", "ab"),
+                store.pseudonyms.key("x", "a", "b"),
             }
         )
         == 5
     )
     with pytest.raises(InputError):
-        store.patient_key("  ")
+        store.pseudonyms.patient_key("  ")
 
 
 def test_secret_is_for_the_owner_only(store: CohortStore, tmp_path: Path) -> None:
@@ -149,6 +150,7 @@ import numpy as np
 from sqlalchemy import event
 from busgen_client.cohort import CohortStore, NewImage
 from busgen_client.database import open_store
+from busgen_client.pseudonyms import MEMBER_SHARE
 from busgen_core.labels import Pathology
 
 data = Path(sys.argv[1])
@@ -157,7 +159,7 @@ store = CohortStore(engine, data)
 gray = np.arange(4096, dtype=np.uint8).reshape(64, 64)
 with store.intake():
     event.listen(engine, "commit", lambda _: os._exit(9))
-    store.add(NewImage(gray=gray, patient_key=store.patient_key("p"), pathology=Pathology.BENIGN, box=None, device="", source_key="s"))
+    store.add(NewImage(gray=gray, patient_key=store.pseudonyms.patient_key("p"), pathology=Pathology.BENIGN, box=None, device="", source_key="s"))
 """
 
 

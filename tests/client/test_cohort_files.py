@@ -50,7 +50,7 @@ def plain(engine: Engine, data: Path) -> CohortStore:
 def fill(store: CohortStore, patients: int = 6) -> None:
     for number in range(patients):
         gray = np.random.default_rng(number).integers(0, 255, (48, 80), np.uint8)
-        key = store.patient_key(str(number))
+        key = store.pseudonyms.patient_key(str(number))
         store.add(NewImage(gray=gray, patient_key=key, pathology=Pathology.BENIGN, box=None, device="", source_key=f"s{number}"))
 
 
@@ -66,7 +66,7 @@ def test_stored_images_are_sealed_and_load_as_they_were(engine: Engine, tmp_path
     for store in (one, other):
         for number in range(4):
             gray = np.random.default_rng(number).integers(0, 255, (48, 80), np.uint8)
-            key = store.patient_key(str(number))
+            key = store.pseudonyms.patient_key(str(number))
             store.add(NewImage(gray=gray, patient_key=key, pathology=Pathology.BENIGN, box=None, device="", source_key=f"s{number}", role="member"))
     assert all(content.startswith(MAGIC) and b"PNG" not in content[:64] for content in contents(tmp_path).values())
     assert sorted(map(bytes, one.load("member").images)) == sorted(map(bytes, other.load("member").images))
@@ -154,9 +154,9 @@ def test_a_patient_moved_to_the_other_side_is_found(engine: Engine, tmp_path: Pa
     store = sealed(engine, tmp_path)
     fill(store, 3)
     assert verify(store, progress=False).whole
-    key = store.patient_key("0")
+    key = store.pseudonyms.patient_key("0")
     with Session(engine) as session:
-        session.execute(edit(key, "member" if store.own_role(key) == "holdout" else "holdout"))
+        session.execute(edit(key, "member" if store.pseudonyms.own_role(key) == "holdout" else "holdout"))
         session.commit()
     assert {problem for problem, _ in verify(store, progress=False).found} == {Problem.ROLE}
 
@@ -184,7 +184,7 @@ def test_a_reader_that_looked_before_the_migration_finds_the_image(engine: Engin
     new = sealed(engine, tmp_path)
     encrypt(new, tmp_path, progress=False)
     assert not (tmp_path / "images" / row.file).exists()
-    assert new._stored(row).startswith(b"\x89PNG")
+    assert new.files.read(row).startswith(b"\x89PNG")
 
 
 CRASH = """
@@ -261,7 +261,7 @@ def test_no_key_is_dropped_while_an_image_is_stored(engine: Engine, tmp_path: Pa
 def waiting(store: CohortStore) -> HeldRow:
     """A picture in quarantine and an object in the spool."""
     gray = np.random.default_rng(5).integers(0, 255, (48, 80), np.uint8)
-    key = store.patient_key("waits")
+    key = store.pseudonyms.patient_key("waits")
     image = NewImage(gray=gray, patient_key=key, pathology=Pathology.BENIGN, box=None, device="", source_key="w")
     store.quarantine("w", code="device-unknown", reason="")
     HeldStore(store).put("w", Held(images=(image,)))
@@ -385,7 +385,7 @@ gray = np.random.default_rng(7).integers(0, 255, (700, 700), np.uint8)
 store.vault.check()
 resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
 try:
-    store.add(NewImage(gray=gray, patient_key=store.patient_key("p"), pathology=Pathology.BENIGN, box=None, device="", source_key="s"))
+    store.add(NewImage(gray=gray, patient_key=store.pseudonyms.patient_key("p"), pathology=Pathology.BENIGN, box=None, device="", source_key="s"))
 except StorageFullError:
     sys.exit(3)
 """

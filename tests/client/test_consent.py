@@ -47,7 +47,7 @@ def node(tmp_path: Path) -> NodeSettings:
 
 
 def key(node: NodeSettings, patient: str) -> str:
-    return cohort(node).patient_key(patient)
+    return cohort(node).pseudonyms.patient_key(patient)
 
 
 def ledger(node: NodeSettings) -> Ledger:
@@ -111,7 +111,7 @@ def test_a_tombstone_is_not_the_key(node: NodeSettings) -> None:
     withdraw(node, ada)
     with Session(open_store(node.data)) as session:
         (row,) = session.scalars(select(WithdrawnRow)).all()
-    assert row.tombstone == cohort(node).tombstone(ada) != ada
+    assert row.tombstone == cohort(node).pseudonyms.tombstone(ada) != ada
 
 
 def test_a_release_that_holds_the_patient_is_told_to_the_hub_without_name_or_number(node: NodeSettings) -> None:
@@ -129,7 +129,7 @@ def test_a_release_that_holds_the_patient_is_told_to_the_hub_without_name_or_num
     assert isinstance(reply, HelloReply)
     assert reply.withdrawal_notices == ("c1", "c2")
     for patient in ("vivi", "late"):
-        for secret in (patient, key(node, patient), cohort(node).tombstone(key(node, patient))):
+        for secret in (patient, key(node, patient), cohort(node).pseudonyms.tombstone(key(node, patient))):
             assert secret not in reply.model_dump_json() + one.model_dump_json()
 
 
@@ -143,7 +143,7 @@ def test_the_ledger_notes_releases_and_no_patient(node: NodeSettings) -> None:
     members = [("withdraw", "members", f"north-{c}", ()) for c in ("c1", "c2")]
     assert noted == [*members, *((kind, "holdout", release, events) for kind, _, release, events in members)]
     text = (node.data / "ledger.jsonl").read_text()
-    assert not any(s in text for p in ("vivi", "lulu", "dora") for s in (key(node, p), cohort(node).tombstone(key(node, p))))
+    assert not any(s in text for p in ("vivi", "lulu", "dora") for s in (key(node, p), cohort(node).pseudonyms.tombstone(key(node, p))))
 
 
 RUNNING = (JobState.ACCEPTED, JobState.ADAPTING, JobState.GENERATING, JobState.AUDITING, JobState.REVIEW)
@@ -226,7 +226,7 @@ def test_repeating_changes_nothing(node: NodeSettings) -> None:
     assert ledger(node).entries() == entries
 
 
-CRASHES = ("busgen_client.cohort.CohortStore.sweep", "busgen_client.consent.remove_pictures", "busgen_privacy.ledger.Ledger.withdraw")
+CRASHES = ("busgen_client.image_files.ImageFiles.sweep", "busgen_client.consent.remove_pictures", "busgen_privacy.ledger.Ledger.withdraw")
 
 
 @pytest.mark.parametrize("place", CRASHES)

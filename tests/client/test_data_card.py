@@ -25,7 +25,7 @@ def store(engine: Engine, data: Path) -> CohortStore:
         for number, gray in enumerate(frames[: 3 if patient < 12 else 2]):
             image = NewImage(
                 gray=gray,
-                patient_key=store.patient_key(str(patient)),
+                patient_key=store.pseudonyms.patient_key(str(patient)),
                 pathology=Pathology.MALIGNANT if number == 2 else Pathology.BENIGN,
                 box=(0.1, 0.1, 0.5, 0.5) if number == 0 else None,
                 device="RARE 1" if patient < 3 else "LOGIQ E9",

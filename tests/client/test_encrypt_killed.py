@@ -102,7 +102,7 @@ def filled(settings: NodeSettings) -> CohortStore:
     store = open_cohort(settings)
     for number, holder in enumerate((store, store, CohortStore(store.engine, store.data))):
         gray = np.random.default_rng(number).integers(0, 255, (24, 40), np.uint8)
-        key = store.patient_key(str(number))
+        key = store.pseudonyms.patient_key(str(number))
         holder.add(NewImage(gray=gray, patient_key=key, pathology=Pathology.BENIGN, box=None, device="", source_key=f"s{number}"))
     image = NewImage(gray=gray, patient_key=key, pathology=Pathology.BENIGN, box=None, device="", source_key="w")
     store.quarantine("w", code="device-unknown", reason="")

@@ -75,7 +75,7 @@ def test_what_waits_in_the_spool_is_sealed_and_taken_in(store: CohortStore, engi
     take_in(store, spool.sources(read_labels(None)), total=None, event="test", progress=False)
     assert len(spool.waiting(held=True)) == 3
     identity = objects[0]
-    forget(store, tmp_path / "node", store.patient_key(identity.PatientID, issuer=identity.get("IssuerOfPatientID", "")))
+    forget(store, tmp_path / "node", store.pseudonyms.patient_key(identity.PatientID, issuer=identity.get("IssuerOfPatientID", "")))
     assert len(spool.waiting(held=True)) == 2
     assert take_in(store, spool.sources(read_labels(labels), held=True), total=None, event="test", progress=False).added == 2
     with Session(engine) as session:

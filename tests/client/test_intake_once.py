@@ -157,7 +157,7 @@ def test_a_withdrawn_patient_leaves_no_object_behind(node: NodeSettings, store: 
     """Withdrawal deletes what is noted of the patient's objects, and the object is refused when it comes again."""
     header = dcmread(one / "IM00001")
     assert take(store, one) == IntakeResult(added=1)
-    withdraw(node, store.patient_key(header.PatientID, issuer=header.IssuerOfPatientID))
+    withdraw(node, store.pseudonyms.patient_key(header.PatientID, issuer=header.IssuerOfPatientID))
     assert rows(node, ObjectRow) == 0
     assert take(store, one).codes == {"consent-withdrawn": 1}
 

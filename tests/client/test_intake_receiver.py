@@ -357,7 +357,7 @@ def test_a_patient_who_withdraws_is_not_left_in_the_spool(node: NodeSettings, st
         put(waiting, objects[0])
         patient = objects[0].PatientID
         theirs = sum(each.PatientID == patient for each in objects)
-        withdraw(node, store.patient_key(patient, issuer=objects[0].IssuerOfPatientID), known=False)
+        withdraw(node, store.pseudonyms.patient_key(patient, issuer=objects[0].IssuerOfPatientID), known=False)
         assert len(waiting.waiting(held=True)) == len(objects) - theirs
         assert not waiting.waiting()
         put(waiting, objects[0])

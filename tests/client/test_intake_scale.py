@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Engine, event, select
 from sqlalchemy.engine.interfaces import DBAPICursor
 from sqlalchemy.orm import Session
 
-from busgen_client import cohort
+from busgen_client import image_files
 from busgen_client.cohort import CohortStore, NewImage
 from busgen_client.database import open_store
 from busgen_client.held import Held, HeldStore
@@ -103,11 +103,11 @@ def filled(data: Path, count: int) -> CohortStore:
     for number in range(count):
         image = small(store, rng, number)
         store.add(image)
-        key = store.key("waits", str(number))
+        key = store.pseudonyms.key("waits", str(number))
         store.quarantine(key, code=Code.DEVICE_UNKNOWN.value, reason="")
         waiting.put(key, Held(images=(replace(image, source_key=key),)))
-        waiting.decide(store.key("decided", str(number)), "deleted")
-        name = store.object_key(str(number))[:32]
+        waiting.decide(store.pseudonyms.key("decided", str(number)), "deleted")
+        name = store.pseudonyms.object_key(str(number))[:32]
         shelf = data / "spool" / "held" / name[:2]
         shelf.mkdir(parents=True, exist_ok=True)
         (shelf / f"{name}-{key[:32]}.held").write_bytes(b"")
@@ -118,8 +118,10 @@ def filled(data: Path, count: int) -> CohortStore:
 
 
 def small(store: CohortStore, rng: np.random.Generator, number: int) -> NewImage:
-    gray, patient = rng.integers(0, 255, (32, 32), np.uint8), store.patient_key(f"patient {number}")
-    return NewImage(gray=gray, patient_key=patient, pathology=Pathology.BENIGN, box=None, device="", source_key=store.key("filled", str(number)))
+    gray, patient = rng.integers(0, 255, (32, 32), np.uint8), store.pseudonyms.patient_key(f"patient {number}")
+    return NewImage(
+        gray=gray, patient_key=patient, pathology=Pathology.BENIGN, box=None, device="", source_key=store.pseudonyms.key("filled", str(number))
+    )
 
 
 def from_folder(store: CohortStore, study: Path) -> None:
@@ -138,7 +140,7 @@ def from_spool(store: CohortStore, study: Path) -> None:
     sources = spool.sources(read_labels(None))
     assert take_in(store, sources, total=None, event="test", progress=False).codes == {"label-missing": 1}
     assert spool.absent([uid, "2.25.2"]) == ["2.25.2"]
-    key = store.key("file", sha256_file(path))
+    key = store.pseudonyms.key("file", sha256_file(path))
     assert spool.absent([uid], held=False) == [uid]
     Quarantine(store).delete(key[:12], who="a person")
 
@@ -190,9 +192,9 @@ def test_what_a_crash_of_another_process_left_is_swept_by_one_that_runs_on(tmp_p
     store = filled(tmp_path, 3)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     assert subprocess.run([sys.executable, "-c", CRASH, str(tmp_path)], env=environment, check=False).returncode == 9
-    assert len(store.files()) == 4
+    assert len(store.files.names()) == 4
     with store.intake():
-        assert len(store.files()) == 3
+        assert len(store.files.names()) == 3
 
 
 def test_what_a_failed_intake_left_is_swept_by_the_next(tmp_path: Path) -> None:
@@ -210,7 +212,7 @@ def test_what_a_failed_intake_left_is_swept_by_the_next(tmp_path: Path) -> None:
         fail()
     with store.intake():
         assert not any(stray.exists() for stray in strays)
-        assert len(store.files()) == 3
+        assert len(store.files.names()) == 3
 
 
 def test_looking_does_not_count_as_an_intake(tmp_path: Path) -> None:
@@ -227,13 +229,13 @@ def test_looking_does_not_count_as_an_intake(tmp_path: Path) -> None:
 
 def test_a_sweep_keeps_what_rows_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Looked at a few at a time, all files without a row go, half-written ones too, and no other."""
-    monkeypatch.setattr(cohort, "SWEPT_AT_ONCE", 3)
+    monkeypatch.setattr(image_files, "SWEPT_AT_ONCE", 3)
     store = filled(tmp_path, 8)
-    kept = store.files()
+    kept = store.files.names()
     for name in (*(f"{number:032x}.png" for number in range(8)), f"{min(kept)}.new", "odd"):
         (tmp_path / "images" / name).write_bytes(b"left")
-    store.sweep()
-    assert store.files() == kept
+    store.files.sweep()
+    assert store.files.names() == kept
 
 
 def test_pictures_that_are_replaced_are_deleted_at_once(tmp_path: Path) -> None:

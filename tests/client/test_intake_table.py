@@ -71,7 +71,7 @@ def test_good_row_becomes_an_image(store: CohortStore, folder: Path, engine: Eng
     with Session(engine) as session:
         (stored,) = session.scalars(select(ImageRow)).all()
     assert (stored.box, stored.role, stored.pathology, stored.device) == ([0.125, 0.25, 0.625, 0.5], "member", "benign", "iU22")
-    assert stored.patient_key == store.patient_key("PATIENT-0815")
+    assert stored.patient_key == store.pseudonyms.patient_key("PATIENT-0815")
 
 
 def test_second_run_adds_nothing(store: CohortStore, folder: Path, tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_table_without_roles_is_split_by_the_node(store: CohortStore, folder: Pa
     write(folder, [{"image_id": f"i{n}", "file": "1.png", "patient_id": f"p{n}", "pathology": "benign"} for n in range(12)])
     assert intake_table(store, folder, progress=False).added == 12
     with Session(engine) as session:
-        assert all(image.role == store.own_role(image.patient_key) for image in session.scalars(select(ImageRow)))
+        assert all(image.role == store.pseudonyms.own_role(image.patient_key) for image in session.scalars(select(ImageRow)))
 
 
 DEFECTS = {
@@ -253,5 +253,5 @@ def test_real_hospital(store: CohortStore, tmp_path: Path, engine: Engine, hospi
     with Session(engine) as session:
         stored = {(i.patient_key, i.role) for i in session.scalars(select(ImageRow))}
     roles = {"train": "member", "holdout": "holdout"}
-    assert stored == {(store.patient_key(r["group"]), roles[r["role"]]) for r in rows if r["role"] in roles}
+    assert stored == {(store.pseudonyms.patient_key(r["group"]), roles[r["role"]]) for r in rows if r["role"] in roles}
     assert len(store.load("member")) == sum(r["role"] == "train" for r in rows)

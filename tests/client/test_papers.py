@@ -113,7 +113,7 @@ def test_papers_from_before_are_sealed_and_take_part_in_a_rotation(node: NodeSet
 def test_a_report_that_a_withdrawal_deleted_does_not_come_back(node: NodeSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the deletion falls between reading a report and sealing it anew, 'encrypt' deletes it again."""
     store, report = open_cohort(node), job_folder(node.data, "c1") / Paper.REPORT
-    withdraw(node, store.patient_key("p1"))
+    withdraw(node, store.pseudonyms.patient_key("p1"))
     assert not report.exists()
     write_paper(vault(node), node.data, "c1", Paper.REPORT, PAGE)
     plain_write = storage.write_durably

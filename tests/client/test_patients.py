@@ -31,11 +31,11 @@ class Study:
 
 def add(store: CohortStore, study: Study) -> str | None:
     """Take an image of a study in; the patient's key, or None if it must wait."""
-    person = store.person(study.number, issuer=study.issuer, name=study.name, birth_date=study.born)
+    person = store.pseudonyms.person(study.number, issuer=study.issuer, name=study.name, birth_date=study.born)
     if (key := store.patient_of(person)) is None:
         return None
     gray = np.random.default_rng(len(store.rows())).integers(0, 255, (40, 40), np.uint8)
-    source = store.key("test", str(len(store.rows())))
+    source = store.pseudonyms.key("test", str(len(store.rows())))
     image = NewImage(gray=gray, patient_key=key, pathology=Pathology.BENIGN, box=None, device="", source_key=source, person=person)
     assert store.add(image) in (Admission.ADDED, Admission.WITHDRAWN)
     return key
@@ -120,16 +120,16 @@ def test_a_withdrawn_patient_is_known_under_every_number(tmp_path: Path) -> None
     add(store, Study("1"))
     add(store, Study("2"))
     add(store, Study("9", name="Roe^Mary"))
-    withdrawal = withdraw(settings, store.patient_key("2"))
+    withdrawal = withdraw(settings, store.pseudonyms.patient_key("2"))
     assert withdrawal.images == 2
     with Session(engine) as session:
-        assert {row.patient_key for row in session.scalars(select(MarkRow))} == {store.patient_key("9")}
+        assert {row.patient_key for row in session.scalars(select(MarkRow))} == {store.pseudonyms.patient_key("9")}
     for number in ("1", "2", "3"):
-        person = store.person(number, name="Doe^Jane", birth_date=DAY)
+        person = store.pseudonyms.person(number, name="Doe^Jane", birth_date=DAY)
         assert store.withdrawn(person)
         add(store, Study(number))
     assert len(store.rows()) == 1
-    assert not store.withdrawn(store.person("4", name="Roe^Mary", birth_date=DAY))
+    assert not store.withdrawn(store.pseudonyms.person("4", name="Roe^Mary", birth_date=DAY))
     engine.dispose()
 
 

@@ -81,13 +81,13 @@ def pixels(quarantine: Quarantine, name: str) -> np.ndarray:
 def one_waiting(store: CohortStore, code: Code, patient: str = "someone") -> str:
     """An object that intake holds back for ``code``, with a picture; its name."""
     frame = np.random.default_rng(1).integers(1, 255, (64, 80), dtype=np.uint8)
-    key = store.patient_key(patient)
-    image = NewImage(gray=frame, patient_key=key, pathology=Pathology.BENIGN, box=None, device="", source_key=store.key("test", patient))
+    key = store.pseudonyms.patient_key(patient)
+    image = NewImage(gray=frame, patient_key=key, pathology=Pathology.BENIGN, box=None, device="", source_key=store.pseudonyms.key("test", patient))
 
     def refuse() -> list[NewImage]:
         raise QuarantineError(code)
 
-    source = Source(key=store.key("object", patient, code), read=refuse, show=lambda: Held(images=(image,)))
+    source = Source(key=store.pseudonyms.key("object", patient, code), read=refuse, show=lambda: Held(images=(image,)))
     take_in(store, [source], total=1, event="test", progress=False)
     return source.key[:12]
 
@@ -119,7 +119,7 @@ def test_what_is_blacked_out_is_black_in_the_cohort_at_full_resolution(quarantin
     assert kept.shape == (ROWS, COLUMNS)
     assert not kept[hidden].any()
     assert np.array_equal(kept[~hidden], before[..., 0][~hidden])
-    assert (row.pathology, row.role) == ("benign", store.own_role(row.patient_key))
+    assert (row.pathology, row.role) == ("benign", store.pseudonyms.own_role(row.patient_key))
 
 
 def test_all_but_a_box_can_be_blacked_out_and_is_cut_off(quarantine: Quarantine, store: CohortStore) -> None:
@@ -239,14 +239,20 @@ def test_codes_are_sorted_by_who_can_mend_them() -> None:
 def test_a_released_object_passes_the_same_admission(store: CohortStore) -> None:
     """A patient who has the other role by now keeps the object out; it waits on."""
     name, quarantine = one_waiting(store, Code.NO_SCAN_REGION), Quarantine(store)
-    held = HeldStore(store).get(store.key("object", "someone", Code.NO_SCAN_REGION))
+    held = HeldStore(store).get(store.pseudonyms.key("object", "someone", Code.NO_SCAN_REGION))
     assert held is not None
     with Session(store.engine) as session:
         session.merge(held).images = [{**held.images[0], "role": "holdout"}]
         session.commit()
     frame = np.random.default_rng(2).integers(1, 255, (64, 64), dtype=np.uint8)
     member = NewImage(
-        gray=frame, patient_key=store.patient_key("someone"), pathology=Pathology.BENIGN, box=None, device="", source_key="s", role="member"
+        gray=frame,
+        patient_key=store.pseudonyms.patient_key("someone"),
+        pathology=Pathology.BENIGN,
+        box=None,
+        device="",
+        source_key="s",
+        role="member",
     )
     store.add(member)
     with pytest.raises(StateError, match="other role"):
@@ -258,7 +264,7 @@ def test_withdrawn_consent_empties_the_quarantine_of_that_patient(node: NodeSett
     """Withdrawal deletes what waits of the patient, rows and pictures, and nobody else's."""
     one_waiting(store, Code.NO_SCAN_REGION, "who stays")
     gone = one_waiting(store, Code.NO_SCAN_REGION, "who goes")
-    withdraw(node, store.patient_key("who goes"), known=False)
+    withdraw(node, store.pseudonyms.patient_key("who goes"), known=False)
     assert [item.name == gone for item in Quarantine(store).items()] == [False]
     assert len(list((store.data / "quarantine").iterdir())) == 1
 
@@ -267,7 +273,7 @@ def test_a_patient_who_withdrew_is_not_released(node: NodeSettings, store: Cohor
     """What waited of a patient who withdrew meanwhile is deleted when somebody releases it, should it still be there."""
     name, quarantine = one_waiting(store, Code.NO_SCAN_REGION), Quarantine(store)
     monkeypatch.setattr(HeldStore, "forget", lambda _self, _key: None)  # as if the withdrawal had been stopped half-way
-    withdraw(node, store.patient_key("someone"), known=False)
+    withdraw(node, store.pseudonyms.patient_key("someone"), known=False)
     with pytest.raises(ConsentWithdrawnError):
         quarantine.release(name, who=WHO)
     assert (quarantine.items(), stored(store), list((store.data / "quarantine").iterdir())) == ([], [], [])
@@ -358,7 +364,7 @@ def test_a_lesion_box_follows_the_cut(store: CohortStore) -> None:
 
     for number, part in enumerate([(0, 50, 100, 100), (0, 0, 100, 40)]):
         held = Held(images=(replace(image, source_key=f"s{number}"),))
-        source = Source(key=store.key("object", str(number)), read=refuse, show=lambda held=held: held)
+        source = Source(key=store.pseudonyms.key("object", str(number)), read=refuse, show=lambda held=held: held)
         take_in(store, [source], total=1, event="test", progress=False)
         Quarantine(store).mask(source.key[:12], part, who=WHO, keep=True)
     first, second = Quarantine(store).items()

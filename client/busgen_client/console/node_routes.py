@@ -7,8 +7,7 @@ from fastapi.responses import HTMLResponse
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from busgen_client.cohort import ROLES
-from busgen_client.cohort_rows import JournalRow
+from busgen_client.cohort_rows import ROLES, JournalRow
 from busgen_client.console.desk import AnyPerson, Node, Person, answering, page
 from busgen_client.doctor import examine
 from busgen_client.jobs import JobStore

@@ -116,7 +116,7 @@ class Commitments:
         return any(self._spool.has(uid, held=False) and not self._committed(uid) for _, uid in request.items)
 
     def _committed(self, uid: str) -> bool:
-        return self._store.taken(self._store.object_key(uid)) is not None
+        return self._store.taken(self._store.pseudonyms.object_key(uid)) is not None
 
     def _report(self, request: _Request) -> None:
         reasons = [None if self._committed(uid) else self._reason(uid) for _, uid in request.items]

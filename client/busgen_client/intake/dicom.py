@@ -80,12 +80,12 @@ def file_source(
     try:
         data = _content(store, path, sealed=sealed) if path.stat().st_size <= LARGEST + OVERHEAD else None
     except (OSError, SealError):
-        return Source(key=store.key("path", str(path)), read=partial(_refuse, Code.FILE_UNREADABLE), done=done)
+        return Source(key=store.pseudonyms.key("path", str(path)), read=partial(_refuse, Code.FILE_UNREADABLE), done=done)
     if data is None:
-        return Source(key=store.key("path", str(path)), read=partial(_refuse, Code.FILE_TOO_LARGE), done=done)
+        return Source(key=store.pseudonyms.key("path", str(path)), read=partial(_refuse, Code.FILE_TOO_LARGE), done=done)
     known: Known = {}
     read, show = partial(_guarded, store, data, labels, known), partial(to_look_at, store, data, labels, known=known)
-    return Source(key=store.key("file", sha256_bytes(data)), read=read, show=show, done=done)
+    return Source(key=store.pseudonyms.key("file", sha256_bytes(data)), read=read, show=show, done=done)
 
 
 def _content(store: CohortStore, path: Path, *, sealed: bool) -> bytes:
@@ -110,12 +110,12 @@ def _refuse(code: Code) -> list[NewImage]:
 
 def _taken(store: CohortStore, clean: Clean) -> int:
     """Images that this very object gave to the cohort before; 0 if it is new, so nothing is decoded twice."""
-    row = store.taken(store.object_key(clean.identity.sop_uid))
+    row = store.taken(store.pseudonyms.object_key(clean.identity.sop_uid))
     return row.images if row and row.pixels_key == _pixels_key(store, clean) else 0
 
 
 def _pixels_key(store: CohortStore, clean: Clean) -> str:
-    return store.key("pixels", clean.header.get("PixelData") or b"")
+    return store.pseudonyms.key("pixels", clean.header.get("PixelData") or b"")
 
 
 def clean_images(store: CohortStore, data: bytes, labels: Labels) -> list[NewImage]:
@@ -130,7 +130,7 @@ def clean_images(store: CohortStore, data: bytes, labels: Labels) -> list[NewIma
 
 
 def _profile(store: CohortStore) -> Profile:
-    return Profile(key=store.key, choices=store.choices)
+    return Profile(key=store.pseudonyms.key, choices=store.choices)
 
 
 def _images(store: CohortStore, clean: Clean, labels: Labels, known: Known) -> list[NewImage]:
@@ -153,7 +153,7 @@ def _patient(store: CohortStore, clean: Clean) -> str:
 
 
 def _person(store: CohortStore, identity: Identity) -> Person:
-    return store.person(identity.patient_id, issuer=identity.issuer, name=identity.name, birth_date=identity.birth_date)
+    return store.pseudonyms.person(identity.patient_id, issuer=identity.issuer, name=identity.name, birth_date=identity.birth_date)
 
 
 def _label(clean: Clean, labels: Labels) -> Label:
@@ -173,7 +173,7 @@ def _new_images(store: CohortStore, clean: Clean, patient_key: str, found: "_Sca
             pathology=label.pathology,
             box=box,
             device=clean.device or label.device,
-            source_key=store.key("frame", patient_key, digest),
+            source_key=store.pseudonyms.key("frame", patient_key, digest),
             origin=origin,
             birads=label.birads,
             person=_person(store, clean.identity),
@@ -259,7 +259,7 @@ def _origin(store: CohortStore, clean: Clean, digests: list[str]) -> Origin:
     Raises:
         QuarantineError: uid-reused.
     """
-    key, frames_key = store.object_key(clean.identity.sop_uid), store.key("frames", *digests)
+    key, frames_key = store.pseudonyms.object_key(clean.identity.sop_uid), store.pseudonyms.key("frames", *digests)
     row = store.taken(key)
     if row is not None and row.frames_key != frames_key:
         raise QuarantineError(Code.UID_REUSED)

@@ -42,7 +42,7 @@ def write_deidentified(store: CohortStore, folder: Path, out: Path, *, progress:
     if not folder.is_dir() or out.resolve().is_relative_to(folder.resolve()):
         raise InputError("the DICOM folder does not exist, or the folder to write to lies inside it")
     out.mkdir(parents=True, exist_ok=True)
-    profile, held, written = Profile(key=store.key, choices=store.choices), Counter[str](), 0
+    profile, held, written = Profile(key=store.pseudonyms.key, choices=store.choices), Counter[str](), 0
     total = sum(1 for _ in files_below(folder)) if progress else None
     for path in tqdm(files_below(folder), total=total, desc="de-identify", unit="file", disable=not progress):
         try:

@@ -34,7 +34,7 @@ class Profile:
     """What a site chose, and its key.
 
     Attributes:
-        key: ``CohortStore.key`` of the site.
+        key: ``Pseudonyms.key`` of the site.
         choices: Options, safe private attributes, words and language models.
     """
 

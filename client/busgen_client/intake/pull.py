@@ -57,7 +57,7 @@ def _sources(store: CohortStore, spool: Spool, archive: Archive, series: Sequenc
     """Objects as they come, series by series; after an archive that is gone, only what is here already."""
     gone = False
     for each in series:
-        taken = {uid: row.images for uid in each.objects if (row := store.taken(store.object_key(uid)))}
+        taken = {uid: row.images for uid in each.objects if (row := store.taken(store.pseudonyms.object_key(uid)))}
         for images in taken.values():
             yield Source(key="", read=partial(int, images))
         wanted = spool.absent(uid for uid in each.objects if uid not in taken)

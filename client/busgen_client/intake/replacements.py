@@ -17,7 +17,7 @@ ANY_DAY = date(2000, 1, 1)
 
 
 class Keyed(Protocol):
-    """Keyed digest of parts, at least 32 hexadecimal digits: ``CohortStore.key``."""
+    """Keyed digest of parts, at least 32 hexadecimal digits: ``Pseudonyms.key``."""
 
     def __call__(self, kind: str, *parts: bytes | str) -> str:
         """Digest of ``parts``; another ``kind`` gives an unrelated one."""

@@ -102,7 +102,7 @@ class Spool:
         """
         if self.full or finished.stat().st_size > LARGEST:
             raise StorageFullError("the spool has no room for this object now")
-        name = f"{self._stem(sop_uid)}-{self._store.key('file', sha256_file(finished))[:DIGITS]}"
+        name = f"{self._stem(sop_uid)}-{self._store.pseudonyms.key('file', sha256_file(finished))[:DIGITS]}"
         with self._store.vault.sealing():
             if self._store.vault.seals:
                 whole = finished.with_name(f"{name}.sealed")
@@ -131,7 +131,7 @@ class Spool:
         """Those of which ``has`` is false; one look at what waits to be taken in for all of them."""
         stems = {path.name.partition("-")[0] for path in files_in(self._folder)}
         left = [uid for uid in sop_uids if self._stem(uid) not in stems]
-        return [uid for uid in left if not self._holds(self._store.object_key(uid))] if held else left
+        return [uid for uid in left if not self._holds(self._store.pseudonyms.object_key(uid))] if held else left
 
     def _holds(self, object_key: str) -> bool:
         """Whether an object waits for a person, or was decided by one."""
@@ -143,7 +143,7 @@ class Spool:
 
         Args:
             source_key: The key under which it waited.
-            object_key: As ``CohortStore.object_key`` gives it; empty if it is not known, then all that is held is looked through.
+            object_key: As ``Pseudonyms.object_key`` gives it; empty if it is not known, then all that is held is looked through.
         """
         stem, end = object_key[:DIGITS], f"-{source_key[:DIGITS]}.held"
         places = (_shelf(self._folder, stem), self._folder)  # the second is from before there were shelves
@@ -186,7 +186,7 @@ class Spool:
                 yield path, path.stat()
 
     def _stem(self, sop_uid: str) -> str:
-        return self._store.object_key(sop_uid)[:DIGITS]
+        return self._store.pseudonyms.object_key(sop_uid)[:DIGITS]
 
 
 def files_in(spool: Path, *, held: bool = False) -> Iterator[Path]:
@@ -215,7 +215,7 @@ def forget(store: CohortStore, data: Path, patient_key: str) -> None:
     for path in [*spool.waiting(), *spool.waiting(held=True)]:
         try:
             identity = read_identity(store.vault.read(path, role=SPOOL, name=path.stem))
-            person = store.person(identity.patient_id, issuer=identity.issuer, name=identity.name, birth_date=identity.birth_date)
+            person = store.pseudonyms.person(identity.patient_id, issuer=identity.issuer, name=identity.name, birth_date=identity.birth_date)
             if person.key != patient_key and not store.withdrawn(person):
                 continue
         except (QuarantineError, InputError, SealError):

@@ -54,7 +54,7 @@ def intake_table(store: CohortStore, folder: Path, *, progress: bool = True) -> 
 def _sources(store: CohortStore, folder: Path, rows: list[dict[str, str] | None]) -> Iterator[Source]:
     for line, row in enumerate(rows):
         name = "" if row is None else _row_id(row)
-        key = store.key("row", str(folder), name or f"line {line}")
+        key = store.pseudonyms.key("row", str(folder), name or f"line {line}")
         known: Known = {}
         yield Source(key=key, read=partial(_read, store, folder, row, known), show=partial(_to_look_at, store, folder, row, known))
 
@@ -125,7 +125,7 @@ def _identifiers(row: Mapping[str, str]) -> list[str]:
 
 
 def _source_key(store: CohortStore, row: Mapping[str, str], content: bytes) -> str:
-    return store.key("table", sha256_bytes(content), _row_id(row))
+    return store.pseudonyms.key("table", sha256_bytes(content), _row_id(row))
 
 
 def _label(row: Mapping[str, str]) -> Pathology:
@@ -137,7 +137,7 @@ def _label(row: Mapping[str, str]) -> Pathology:
 
 def _patient(store: CohortStore, row: Mapping[str, str]) -> str:
     try:
-        return store.patient_key(row.get("group") or row.get("patient_id", ""))
+        return store.pseudonyms.patient_key(row.get("group") or row.get("patient_id", ""))
     except InputError:
         raise QuarantineError(Code.PATIENT_MISSING) from None
 

@@ -136,10 +136,11 @@ def test_a_new_data_key_reaches_secrets(engine: Engine, people: Accounts, code: 
 
 @pytest.mark.parametrize("lost", ["keys/storage.key", "storage.json"])
 def test_without_the_key_nobody_gets_in(people: Accounts, code: pyotp.TOTP, engine: Engine, tmp_path: Path, lost: str) -> None:
-    """A login with everything right ends in the named error, no key is made anew, and nothing is used up."""
+    """Any login ends in the named error, right or wrong, so none tells which; no key is made anew, and nothing is used up."""
     (tmp_path / lost).rename(tmp_path / "kept")
-    with pytest.raises(StorageKeyError):
-        Accounts(sealed(engine, tmp_path)).check("ada", PASSWORD, code.at(NOW))
+    for name, password in (("ada", PASSWORD), ("ada", "another password"), ("nobody", PASSWORD)):
+        with pytest.raises(StorageKeyError):
+            Accounts(sealed(engine, tmp_path)).check(name, password, code.at(NOW))
     assert not (tmp_path / lost).exists()
     (tmp_path / "kept").rename(tmp_path / lost)
     assert Accounts(sealed(engine, tmp_path)).check("ada", PASSWORD, code.at(NOW))

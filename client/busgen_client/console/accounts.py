@@ -103,8 +103,10 @@ class Accounts:
         """The account, if name, password and one-time code are right; then the code is used up. Else None, whatever of them is wrong.
 
         Raises:
-            StorageKeyError, SealError: name and password are right, and the secret of the codes does not open.
+            StorageKeyError: the site's key is missing or another; nothing was compared, so this says nothing of name and password.
+            SealError: name and password are right, and the secret of the codes is damaged.
         """
+        self.secrets.check()
         with Session(self._engine) as session:
             row = session.get(AccountRow, name)
             hashed = row.password if row else NOBODY

@@ -39,6 +39,14 @@ class CodeSecrets:
             self._folder.mkdir(mode=0o700, exist_ok=True)
             self._vault.write(self._file(row.name), secret.encode(), role=ROLE, name=row.name)
 
+    def check(self) -> None:
+        """Return only if sealed secrets can be opened.
+
+        Raises:
+            StorageKeyError: the site's key is missing or another.
+        """
+        self._vault.check()
+
     def of(self, row: AccountRow) -> str:
         """The secret of an account, base 32.
 

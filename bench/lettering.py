@@ -24,7 +24,8 @@ OWN = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
 DEBIAN = Path("/usr/share/fonts/truetype")
 SIZES = (256, 320, 384)  # px of a phantom's scan
 HEIGHTS = tuple(range(6, 25))  # px of a capital
-LEAST_CONTRAST = 60  # gray levels between text and the mean of what it stands on; below it nobody reads the text either
+LEAST_CONTRAST = 60  # gray levels between text and the mean of what it stands on; overlays of scanners have more
+FAINT = (25, LEAST_CONTRAST)  # what can still be read, and no scanner writes; for rows of its own
 INK = 0.4  # coverage from which a pixel counts as ink
 WAYS = ("over tissue", "over tissue with a shadow", "light on dark", "dark on light")
 REAL = ("cairo/busi_benign_0020", "cairo/busi_benign_0051", "cairo/busi_benign_0111", "cairo/busi_benign_0272", "cairo/busi_benign_0385")
@@ -91,14 +92,14 @@ def fonts() -> list[str]:
     return [_file(look).stem for look in LOOKS]
 
 
-def samples(count: int, seed: int) -> Iterator[Sample]:
-    """``count`` scans, nine in ten phantoms, one a real image where they are at hand, each with one to three lines."""
+def samples(count: int, seed: int, *, faint: bool = False) -> Iterator[Sample]:
+    """``count`` scans, nine in ten phantoms, one a real image where they are at hand, each with one to three lines, ``faint`` ones over tissue."""
     rng, written = np.random.default_rng(seed), texts(4 * count + 8, seed)
     for index in range(count):
         scan, background = _background(rng, index, seed)
         sample = Sample(scan, (), (), background)
         for _ in range(int(rng.integers(1, 4))):
-            sample = _with_line(sample, next(written), rng)
+            sample = _with_line(sample, next(written), rng, faint=faint)
         if sample.lines:
             yield sample
 
@@ -125,7 +126,7 @@ def _phantom(rng: np.random.Generator, seed: int) -> Frame:
     return simulate(list(Pathology)[int(rng.integers(3))], size=int(rng.choice(SIZES)), seed=seed).image
 
 
-def _with_line(sample: Sample, text: Text, rng: np.random.Generator) -> Sample:
+def _with_line(sample: Sample, text: Text, rng: np.random.Generator, *, faint: bool) -> Sample:
     """The sample with one line more, or as it was where the line does not fit or could not be read."""
     look, way, height = LOOKS[int(rng.integers(len(LOOKS)))], WAYS[int(rng.integers(len(WAYS)))], int(rng.choice(HEIGHTS))
     font, words = _font(look, height), text.identifier
@@ -142,12 +143,14 @@ def _with_line(sample: Sample, text: Text, rng: np.random.Generator) -> Sample:
         return sample
     gray = int(rng.choice(look.grays))
     scan, paper = sample.scan.copy(), sample.scan[y : y + high, x : x + wide]
+    if faint:
+        way, gray = WAYS[0], _faint(float(paper.mean()), rng)
     if way in ("light on dark", "dark on light"):
         box, gray = (int(rng.integers(0, 25)), gray) if way == "light on dark" else (int(rng.integers(170, 240)), int(rng.integers(0, 40)))
         paper = np.full((high, wide), box, np.uint8)
     coverage = _drawn(words, font, look, (high, wide), (3 - left, 3 - top))
     contrast = abs(gray - float(paper.mean()))
-    if contrast < LEAST_CONTRAST:
+    if (contrast < LEAST_CONTRAST) != faint:
         return sample
     if way == "over tissue with a shadow":
         shade = np.roll(coverage, (1, 1), axis=(0, 1))
@@ -156,6 +159,13 @@ def _with_line(sample: Sample, text: Text, rng: np.random.Generator) -> Sample:
     index = len(sample.lines)
     letters = tuple(Letter(ink, (y + at[0], x + at[1]), index) for ink, at in _letters(words, font, look, (high, wide), (3 - left, 3 - top)))
     return Sample(scan, (*sample.lines, Line(text, look.vendor, way, height, contrast)), (*sample.letters, *letters), sample.background)
+
+
+def _faint(mean: float, rng: np.random.Generator) -> int:
+    """A gray that differs from ``mean`` by a contrast of ``FAINT``, lighter or darker as it fits."""
+    far = float(rng.uniform(*FAINT))
+    lighter = mean < FAINT[1] or (mean < 255 - FAINT[1] and rng.random() < 0.5)
+    return int(mean + far if lighter else mean - far + 1)
 
 
 def _letters(

@@ -10,7 +10,7 @@ import typer
 from pydantic import ValidationError
 
 from busgen_client.cli_options import NODE_TOML, AsJson, Config
-from busgen_client.cohort import SMALLEST_CELL, open_cohort
+from busgen_client.cohort import SMALLEST_CELL, open_cohort, shown_count
 from busgen_client.cohort_rows import ROLES
 from busgen_client.settings import load_settings
 from busgen_client.storage_keys import StorageSettings
@@ -23,7 +23,7 @@ cohort_app = typer.Typer(no_args_is_help=True, help="The patients' images that t
 
 @cohort_app.command("summary")
 def summary(config: Config = NODE_TOML, as_json: AsJson = False) -> None:
-    """Patients and images by role and pathology, small cells suppressed, and what waits in quarantine.
+    """Patients and images by role and pathology, and objects in quarantine: small cells suppressed, others rounded to the nearest five.
 
     Exit status: 0 done, 1 refused or invalid, 2 wrong usage.
     """
@@ -34,11 +34,12 @@ def summary(config: Config = NODE_TOML, as_json: AsJson = False) -> None:
         for role in ROLES
         for kind in Pathology
     ]
+    held = {code: shown_count(count) or shown for code, count in counted.quarantined.items()}
     if as_json:
-        typer.echo(json.dumps({"cells": rows, "quarantined": dict(counted.quarantined)}))
+        typer.echo(json.dumps({"cells": rows, "quarantined": held}))
         return
     print_rows(rows, as_json=False)
-    print_rows([{"quarantined": code, "objects": count} for code, count in counted.quarantined.items()], as_json=False)
+    print_rows([{"quarantined": code, "objects": count} for code, count in held.items()], as_json=False)
 
 
 @cohort_app.command("verify")

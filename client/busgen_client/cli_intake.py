@@ -165,7 +165,7 @@ def preview(
     from busgen_client.intake.export import write_deidentified
 
     result = write_deidentified(_cohort(load_settings(config)), folder, out, progress=not as_json)
-    _say({"written": result.added, "held back": result.quarantined}, as_json)
+    _say({"written": result.added, "held back": result.quarantined, **result.codes}, as_json)
 
 
 def _pull(settings: NodeSettings, spool: "Spool", archive: "Archive", query: "Query", labels: Path | None, *, dry_run: bool, as_json: bool) -> None:

@@ -126,7 +126,8 @@ def allow(name: Name, config: Config = NODE_TOML) -> None:
 
 @quarantine_app.command("trust")
 def trust(
-    device: Annotated[str | None, typer.Argument(help="A model of scanner, as 'quarantine list' has it; not given, say whom is vouched for.")] = None,
+    device: Annotated[str | None, typer.Argument(help="A scanner, as 'quarantine list' has it; not given, say which are vouched for.")] = None,
+    of: Annotated[str, typer.Option("--of", help="Instead, the scanner of this object: needed where several models are shown by one name.")] = "",
     config: Config = NODE_TOML,
     as_json: AsJson = False,
 ) -> None:
@@ -135,7 +136,9 @@ def trust(
     Exit status: 0 done, 1 refused, 2 wrong usage.
     """
     quarantine = _quarantine(config)
-    if device is None:
+    if of:
+        _say({"object": of, "released": quarantine.trust_scanner_of(of, who=_who())}, as_json)
+    elif device is None:
         print_rows([{"device": name} for name in quarantine.trusted()], as_json=as_json)
     else:
         _say({"device": device, "released": quarantine.trust(device, who=_who())}, as_json)

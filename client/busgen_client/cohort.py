@@ -62,6 +62,7 @@ __all__ = [
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1 as fractions of width and height
 
 SMALLEST_CELL = 5  # patients; a cell with fewer is shown as suppressed
+ROUNDED_TO = 5  # patients or images; what all other cells and totals are rounded to
 PLAIN_STORAGE = StorageSettings(key="none")
 ENDED_WELL = b"ended well\n"  # in intake.lock, while no intake runs and the last one left no file behind
 
@@ -115,17 +116,35 @@ class NewImage:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CohortSummary:
-    """Counts for people at the hospital. None stands for a cell with fewer than ``SMALLEST_CELL`` patients, zero included.
+    """Counts for people at the hospital, as ``shown_count`` has them.
 
     Attributes:
         patients: Patients of each role and pathology; a patient with two kinds of image is in two cells.
         images: Images of the same cells, suppressed together with them.
-        quarantined: Objects in quarantine by code.
+        quarantined: Objects in quarantine by code, exact: a list of work, in which each object is named anyway.
     """
 
     patients: Mapping[str, Mapping[Pathology, int | None]]
     images: Mapping[str, Mapping[Pathology, int | None]]
     quarantined: Mapping[str, int]
+
+
+def shown_count(count: int, *, patients: int | None = None) -> int | None:
+    """A count as it may lie on a desk: the nearest multiple of ``ROUNDED_TO``, or None for fewer than ``SMALLEST_CELL`` patients, zero included.
+
+    Every cell and every total is rounded by itself, so that a cell that is not shown is no difference of others. No promise of privacy: two
+    tables of different days differ by who came in between.
+
+    Args:
+        count: Of patients, or of what ``patients`` of them have.
+        patients: Not given, ``count`` is of patients.
+
+    >>> [shown_count(count) for count in (0, 4, 5, 7, 8, 30)], shown_count(40, patients=1)
+    ([None, None, 5, 5, 10, 30], None)
+    """
+    if (count if patients is None else patients) < SMALLEST_CELL:
+        return None
+    return (count + ROUNDED_TO // 2) // ROUNDED_TO * ROUNDED_TO
 
 
 class CohortStore:
@@ -401,7 +420,7 @@ class CohortStore:
             return session.scalar(select(func.count(ImageRow.patient_key.distinct())).where(ImageRow.role == role)) or 0
 
     def summary(self) -> CohortSummary:
-        """Counts by role and pathology with small cells suppressed, and the quarantine by code."""
+        """Counts by role and pathology, small cells suppressed and others rounded, and the quarantine by code."""
         counted = (ImageRow.role, ImageRow.pathology, func.count(ImageRow.patient_key.distinct()), func.count())
         with store_errors(), Session(self._engine) as session:
             cells = {(role, name): (p, i) for role, name, p, i in session.execute(select(*counted).group_by(ImageRow.role, ImageRow.pathology))}
@@ -410,7 +429,7 @@ class CohortStore:
             ).all()
 
         def table(column: int) -> dict[str, dict[Pathology, int | None]]:
-            shown = {cell: counts[column] for cell, counts in cells.items() if counts[0] >= SMALLEST_CELL}
+            shown = {cell: shown_count(counts[column], patients=counts[0]) for cell, counts in cells.items()}
             return {role: {p: shown.get((role, p.value)) for p in Pathology} for role in ROLES}
 
         return CohortSummary(patients=table(0), images=table(1), quarantined={row.code: row.held for row in held})

@@ -1,6 +1,9 @@
 """A data card of the cohort: what is in it, how the split came out, and what is known of its limits. For people at the hospital; never sent.
 
-Counts of fewer than five patients are not shown, so that the card may lie on a desk; all the same it is made from patients' data outside epsilon.
+Guarantees:
+    - No count of fewer than five patients or waiting objects is shown, and every other count, of totals too, is rounded by itself to the nearest
+      five: what is not shown is no difference of what is. Exact counts stay inside the node.
+    - All the same the card is made from patients' data, outside epsilon.
 """
 
 import io
@@ -11,7 +14,7 @@ from pathlib import Path
 
 from scipy.stats import binom
 
-from busgen_client.cohort import SMALLEST_CELL, CohortStore
+from busgen_client.cohort import ROUNDED_TO, SMALLEST_CELL, CohortStore, shown_count
 from busgen_client.cohort_rows import ROLES, ImageRow
 from busgen_client.image_files import SEALED
 from busgen_client.pseudonyms import MEMBER_SHARE
@@ -22,7 +25,9 @@ BINS = {"1": range(1, 2), "2": range(2, 3), "3-4": range(3, 5), "5-8": range(5, 
 OTHERS = "others"
 WORST = list(Pathology)  # from harmless to worst, as the enumeration goes
 
-Cells = Mapping[str, int | None]  # patients; None where fewer than SMALLEST_CELL
+Cell = int | None  # as ``shown_count`` has it
+Cells = Mapping[str, Cell]  # patients
+HIDDEN = f"< {SMALLEST_CELL}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,54 +35,55 @@ class Stratum:
     """How one stratum was split.
 
     Attributes:
-        members: Patients, or None where the stratum has too few to show.
-        holdout: Patients, likewise.
-        low: Members that 95 % of draws would not fall below.
+        members: Patients.
+        holdout: Patients.
+        low: Members that 95 % of draws of as many patients would not fall below; 0 where either part is not shown.
         high: Members that they would not rise above.
     """
 
-    members: int | None
-    holdout: int | None
+    members: Cell
+    holdout: Cell
     low: int
     high: int
 
     @property
     def odd(self) -> bool:
-        """Whether the split is more uneven than 95 of 100 draws."""
-        return self.members is not None and not self.low <= self.members <= self.high
+        """Whether the split is more uneven than 95 of 100 draws, and than rounding explains."""
+        slack = ROUNDED_TO // 2
+        return None not in (self.members, self.holdout) and not self.low - slack <= (self.members or 0) <= self.high + slack
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Card:
-    """The facts of a data card; every count is of patients unless it says otherwise.
+    """The facts of a data card; every count is of patients unless it says otherwise, and as ``shown_count`` has it.
 
     Attributes:
         site: The hospital's name in the consortium.
-        patients: All patients, rounded down to tens.
-        images: All images, likewise.
+        patients: All patients.
+        images: All images.
         worst: By role, the worst class of each patient.
         strata: By stratum, the split where the node drew it itself.
         views: Patients by number of views: near-duplicates count as one.
-        copies: Images that are near-duplicates of another image of their patient, rounded down to tens.
+        copies: Images that are near-duplicates of another image of their patient.
         birads: By BI-RADS category.
         devices: By model.
-        boxed: Share of lesion images with a box, in hundredths.
+        boxed: Share of lesion images with a box, in hundredths, by the rounded counts; None where too few patients have one.
         sealed: Whether every image is sealed.
         quarantined: Objects that wait, by code.
     """
 
     site: str
-    patients: int
-    images: int
+    patients: Cell
+    images: Cell
     worst: Mapping[str, Cells]
     strata: Mapping[str, Stratum]
     views: Cells
-    copies: int
+    copies: Cell
     birads: Cells
     devices: Cells
-    boxed: int
+    boxed: Cell
     sealed: bool
-    quarantined: Mapping[str, int]
+    quarantined: Cells
 
 
 def write_card(store: CohortStore, out: Path, *, site: str) -> Path:
@@ -95,22 +101,35 @@ def write_card(store: CohortStore, out: Path, *, site: str) -> Path:
 def card_of(store: CohortStore, *, site: str) -> Card:
     """Count what a cohort holds."""
     rows = store.rows()
-    views = [len(cohort.views(mine)) for cohort in map(store.load, ROLES) for mine in cohort.patient_rows().values()]
+    people = [(len(mine), len(cohort.views(mine))) for cohort in map(store.load, ROLES) for mine in cohort.patient_rows().values()]
+    copies = [images - views for images, views in people if images > views]
     lesions = [row for row in rows if row.pathology != Pathology.NORMAL]
     return Card(
         site=site,
-        patients=_tens(len({row.patient_key for row in rows})),
-        images=_tens(len(rows)),
+        patients=shown_count(_patients(rows)),
+        images=_images(rows),
         worst=_worst(rows),
         strata=_strata(store),
-        views=_shown({name: sum(count in span for count in views) for name, span in BINS.items()}),
-        copies=_tens(len(rows) - sum(views)),
-        birads=_shown({each.value: len({row.patient_key for row in rows if row.birads == each}) for each in Birads}),
+        views=_shown({name: sum(views in span for _, views in people) for name, span in BINS.items()}),
+        copies=shown_count(sum(copies), patients=len(copies)),
+        birads=_shown({each.value: _patients([row for row in rows if row.birads == each]) for each in Birads}),
         devices=_merged({(row.device or "not named", row.patient_key) for row in rows}),
-        boxed=round(100 * sum(row.box is not None for row in lesions) / max(len(lesions), 1)),
+        boxed=_share(_images([row for row in lesions if row.box is not None]), _images(lesions)),
         sealed=all(row.file.endswith(SEALED) for row in rows),
-        quarantined=store.summary().quarantined,
+        quarantined=_shown(store.summary().quarantined),
     )
+
+
+def _patients(rows: Iterable[ImageRow]) -> int:
+    return len({row.patient_key for row in rows})
+
+
+def _images(rows: Sequence[ImageRow]) -> Cell:
+    return shown_count(len(rows), patients=_patients(rows))
+
+
+def _share(part: Cell, whole: Cell) -> Cell:
+    return None if part is None or whole is None else round(100 * part / whole)
 
 
 def _worst(rows: Sequence[ImageRow]) -> dict[str, Cells]:
@@ -132,13 +151,13 @@ def _strata(store: CohortStore) -> dict[str, Stratum]:
 
 
 def _stratum(members: int, holdout: int) -> Stratum:
-    low, high = binom.interval(0.95, members + holdout, MEMBER_SHARE) if members + holdout else (0, 0)
-    hidden = min(members, holdout) < SMALLEST_CELL
-    return Stratum(members=None if hidden else members, holdout=None if hidden else holdout, low=int(low), high=int(high))
+    seen, others = shown_count(members), shown_count(holdout)
+    low, high = (0, 0) if seen is None or others is None else binom.interval(0.95, seen + others, MEMBER_SHARE)
+    return Stratum(members=seen, holdout=others, low=int(low), high=int(high))
 
 
 def _shown(counts: Mapping[str, int]) -> Cells:
-    return {name: count if count >= SMALLEST_CELL else None for name, count in counts.items()}
+    return {name: shown_count(count) for name, count in counts.items()}
 
 
 def _merged(pairs: Iterable[tuple[str, str]]) -> Cells:
@@ -146,11 +165,7 @@ def _merged(pairs: Iterable[tuple[str, str]]) -> Cells:
     counts = Counter(name for name, _ in pairs)
     large = {name: count for name, count in counts.most_common() if count >= SMALLEST_CELL}
     few = counts.total() - sum(large.values())
-    return {**large, **_shown({OTHERS: few})} if few else large
-
-
-def _tens(count: int) -> int:
-    return count // 10 * 10
+    return _shown({**large, OTHERS: few} if few else large)
 
 
 def words(card: Card) -> str:
@@ -158,8 +173,8 @@ def words(card: Card) -> str:
     parts = [
         f"# Data card: {card.site}\n",
         "**Stays in the hospital.** Made from patients' data, outside the privacy budget; counts of fewer than "
-        f"{SMALLEST_CELL} patients are not shown (-), totals are rounded down to tens.\n",
-        f"About {card.patients} patients, {card.images} images. {card.boxed} % of lesion images have a box. "
+        f"{SMALLEST_CELL} are shown as {HIDDEN}, all others, totals too, are rounded to the nearest multiple of {ROUNDED_TO}, each by itself.\n",
+        f"About {_text(card.patients)} patients, {_text(card.images)} images. {_boxed(card)} "
         f"{'Every image is encrypted at rest.' if card.sealed else 'NOT every image is encrypted at rest.'}\n",
         "![The cohort in three charts](card.png)\n",
         _table("Patients by worst class", ["role", *(kind.value for kind in WORST)], [[role, *card.worst[role].values()] for role in ROLES]),
@@ -167,7 +182,7 @@ def words(card: Card) -> str:
         _table("How the draw came out", ["stratum", "members", "holdout", "95 % of draws"], [_stratum_row(*each) for each in card.strata.items()]),
         "Each patient is drawn alone (60 to 40), so that no patient's part depends on another's: strata are even by chance, not by force.\n",
         _table("Views of a patient", ["views", "patients"], list(card.views.items())),
-        f"Near-duplicates within a patient count as one view; about {card.copies} images are such copies.\n",
+        f"Near-duplicates within a patient count as one view; about {_text(card.copies)} images are such copies.\n",
         _table("BI-RADS", ["category", "patients"], list(card.birads.items())),
         _table("Scanners", ["model", "patients"], list(card.devices.items())),
         _table("In quarantine", ["reason", "objects"], list(card.quarantined.items())),
@@ -175,20 +190,28 @@ def words(card: Card) -> str:
     return "\n".join(parts)
 
 
+def _text(cell: str | Cell) -> str:
+    return HIDDEN if cell is None else str(cell)
+
+
+def _boxed(card: Card) -> str:
+    few = f"Fewer than {SMALLEST_CELL} patients have a lesion image with a box."
+    return few if card.boxed is None else f"{card.boxed} % of lesion images have a box."
+
+
 def _stratum_row(name: str, stratum: Stratum) -> list[str | int | None]:
-    span = "-" if stratum.members is None else f"{stratum.low} to {stratum.high} members{', uneven' if stratum.odd else ''}"
+    shown = None not in (stratum.members, stratum.holdout)
+    span = f"{stratum.low} to {stratum.high} members{', uneven' if stratum.odd else ''}" if shown else "-"
     return [name, stratum.members, stratum.holdout, span]
 
 
 def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[str | int | None]]) -> str:
-    lines = [f"| {' | '.join('-' if cell is None else str(cell).replace('|', '/') for cell in row)} |" for row in rows] or [
-        "| nothing |" + " |" * (len(head) - 1)
-    ]
+    lines = [f"| {' | '.join(_text(cell).replace('|', '/') for cell in row)} |" for row in rows] or ["| nothing |" + " |" * (len(head) - 1)]
     return "\n".join([f"## {title}\n", f"| {' | '.join(head)} |", f"|{'---|' * len(head)}", *lines, ""])
 
 
 def picture(card: Card) -> bytes:
-    """The card's three charts as PNG: classes by role, views of a patient, scanners. Cells that are not shown have no bar and a dash."""
+    """The card's three charts as PNG: classes by role, views of a patient, scanners. Cells that are not shown have no bar."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 3.6), layout="constrained")
@@ -198,7 +221,7 @@ def picture(card: Card) -> bytes:
         bars = classes.bar(
             [x + 0.4 * place - 0.2 for x in range(len(WORST))], heights, 0.38, label=role, hatch=hatch, color=f"C{place}", edgecolor="white"
         )
-        classes.bar_label(bars, ["–" if count is None else str(count) for count in card.worst[role].values()], fontsize=8)
+        classes.bar_label(bars, [_text(count) for count in card.worst[role].values()], fontsize=8)
     classes.set_xticks(range(len(WORST)), [kind.value for kind in WORST])
     classes.set_title("patients by worst class")
     classes.legend(frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.1))
@@ -216,13 +239,13 @@ def picture(card: Card) -> bytes:
 
 def _bars(axes, cells: Cells, title: str) -> None:  # type: ignore[no-untyped-def]  # matplotlib has no type hints
     bars = axes.bar(list(cells), [count or 0 for count in cells.values()], color="C0", edgecolor="white")
-    axes.bar_label(bars, ["–" if count is None else str(count) for count in cells.values()], fontsize=8)
+    axes.bar_label(bars, [_text(count) for count in cells.values()], fontsize=8)
     axes.set_title(title)
 
 
 def _sideways(axes, cells: Cells, title: str) -> None:  # type: ignore[no-untyped-def]
     names = [name if len(name) <= 24 else f"{name[:23]}…" for name in cells]
     bars = axes.barh(names, [count or 0 for count in cells.values()], color="C0", edgecolor="white")
-    axes.bar_label(bars, ["–" if count is None else str(count) for count in cells.values()], fontsize=8, padding=2)
+    axes.bar_label(bars, [_text(count) for count in cells.values()], fontsize=8, padding=2)
     axes.invert_yaxis()
     axes.set_title(title)

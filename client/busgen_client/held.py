@@ -5,7 +5,7 @@ are; their rows in the node's store. An object is held when its row is there, an
 without a row are swept.
 
 Guarantees:
-    - Nothing of a header is kept but the scrubbed device model; patients and objects are keyed digests.
+    - Nothing of a header is kept but the scrubbed device model; patients, objects and models in full are keyed digests.
     - Where the header names the scan region, only the scan region is kept. Where it names none, the whole frame is, since a person must
       see it; text that is burned into it stays in this folder until a person has decided, and nowhere else.
     - What was decided, and all of a patient who withdrew consent, is deleted.
@@ -24,13 +24,13 @@ from sqlalchemy.orm import Session
 
 from busgen_client.cohort import Box, CohortStore, NewImage, Origin
 from busgen_client.cohort_rows import QuarantineRow
+from busgen_client.devices import phantom_keys
 from busgen_client.masks import Pixels
 from busgen_client.patients import Person
 from busgen_client.quarantine_rows import DecisionRow, DeviceRow, HeldRow
 from busgen_core.errors import CorruptImageError
 from busgen_core.images import encode_png
 from busgen_core.labels import Birads, Pathology
-from busgen_core.phantom.scanners import SCANNERS
 
 RELEASED, DELETED = "released", "deleted"
 ROLE = "quarantine"  # that pictures are sealed for
@@ -43,22 +43,12 @@ class Held:
     Attributes:
         images: As they would be admitted, but unchecked: their pixels may be RGB; all of one size.
         labelled: Whether their label can be used; if not, a person must give one.
+        device_key: Of the scanner that the header names, as ``devices.device_key`` has it; empty where it names none.
     """
 
     images: tuple[NewImage, ...]
     labelled: bool = True
-
-
-def model_name(device: str) -> str:
-    """A scanner's model as it is compared: case and spaces do not matter.
-
-    >>> model_name("Logiq  e9")
-    'LOGIQ E9'
-    """
-    return " ".join(device.upper().split())
-
-
-PHANTOMS = frozenset(model_name(name) for name in SCANNERS)  # simulated scanners, which write no text into a scan
+    device_key: str = ""
 
 
 class HeldStore:
@@ -70,6 +60,7 @@ class HeldStore:
 
     def __init__(self, store: CohortStore) -> None:
         self._engine, self._vault, self._folder = store.engine, store.vault, store.data / "quarantine"
+        self._phantoms = phantom_keys(store.pseudonyms.key)
 
     def put(self, source_key: str, held: Held) -> None:
         """Keep an object; a second look at the same frames renews what is known of it, and keeps the boxes drawn on it.
@@ -160,11 +151,16 @@ class HeldStore:
             found = [select(table.source_key).where(table.object_key == object_key).limit(1) for table in (HeldRow, DecisionRow)]
             return any(session.scalar(each) for each in found)
 
-    def trusts(self, device: str) -> bool:
-        """Whether a person here vouched for a model; simulated scanners need nobody to. An empty name is never trusted."""
-        name = model_name(device)
+    def trusts(self, device_key: str) -> bool:
+        """Whether a person here vouched for a model; simulated scanners need nobody to. What has no key is never trusted."""
         with Session(self._engine) as session:
-            return bool(name) and (name in PHANTOMS or session.get(DeviceRow, name) is not None)
+            return bool(device_key) and (device_key in self._phantoms or session.get(DeviceRow, device_key) is not None)
+
+    def vouch(self, device_key: str, *, device: str) -> None:
+        """Trust a model from now on; ``device`` is its scrubbed name, to be shown."""
+        with Session(self._engine) as session:
+            session.merge(DeviceRow(device_key=device_key, device=device))
+            session.commit()
 
     def files(self) -> set[str]:
         """Names of the files that rows name, there or not."""
@@ -224,6 +220,7 @@ def _row(source_key: str, held: Held) -> HeldRow:
         rows=first.gray.shape[0],
         columns=first.gray.shape[1],
         device=first.device,
+        device_key=held.device_key,
         pathology=first.pathology.value if held.labelled else "",
         images=[_facts(image) for image in held.images],
         masks=[],

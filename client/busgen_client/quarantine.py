@@ -17,7 +17,8 @@ from sqlalchemy.orm import Session
 
 from busgen_client.cohort import Admission, Box, CohortStore
 from busgen_client.cohort_rows import QuarantineRow
-from busgen_client.held import DELETED, RELEASED, HeldStore, as_image, box_of, model_name
+from busgen_client.devices import model_name
+from busgen_client.held import DELETED, RELEASED, HeldStore, as_image, box_of
 from busgen_client.intake.findings import BY_EYE, BY_LABEL, REASONS, Code, QuarantineError
 from busgen_client.intake.frames import Gray, Rectangle, box_in, check_scan, to_gray
 from busgen_client.masks import MOST, Pixels, around, blacked, box, left_over
@@ -42,6 +43,7 @@ class Item:
         reason: The same in words.
         created: Since when, UTC.
         device: Scrubbed model, or empty.
+        device_key: Keyed digest of manufacturer and model in full, or empty.
         pathology: Its label, or None if it has none that can be used.
         frames: Pictures that can be looked at; 0 where the object can only be deleted here.
         rows: Of a picture, pixels.
@@ -55,6 +57,7 @@ class Item:
     reason: str
     created: str
     device: str
+    device_key: str
     pathology: Pathology | None
     frames: int
     rows: int
@@ -75,7 +78,12 @@ class Item:
     @property
     def trustable(self) -> bool:
         """Whether vouching for its scanner would release it."""
-        return self.releasable and self.code == Code.DEVICE_UNKNOWN and bool(self.device) and self.pathology is not None
+        return self.names_scanner and self.pathology is not None
+
+    @property
+    def names_scanner(self) -> bool:
+        """Whether its scanner could be vouched for."""
+        return self.releasable and self.code == Code.DEVICE_UNKNOWN and bool(self.device and self.device_key)
 
 
 class Quarantine:
@@ -186,26 +194,43 @@ class Quarantine:
         self._end(row.source_key, DELETED)
 
     def trust(self, device: str, *, who: str) -> int:
-        """Vouch for a model of scanner: its images are no longer held back for being of an unknown device, and those that wait for nothing
-        else are released.
+        """Vouch for the one model of scanner that waits under a scrubbed name; otherwise as ``trust_scanner_of``.
+
+        Raises:
+            InputError: no model waits under this name, or several do.
+            StateError: an intake is running.
+        """
+        name = model_name(device)
+        with self._alone():
+            models = {item.device_key for item in self._every(Code.DEVICE_UNKNOWN) if item.names_scanner and model_name(item.device) == name}
+            if not models:
+                raise InputError("no object of a scanner of this name waits for somebody to vouch for it")
+            if len(models) > 1:
+                raise InputError(f"{len(models)} models are shown by this name; look at an object of each and vouch for its scanner")
+            return self._vouch(models.pop(), name, who)
+
+    def trust_scanner_of(self, name: str, *, who: str, seen: str = "") -> int:
+        """Vouch for the model of scanner that an object comes from, manufacturer and model as its header said them: images of it are no longer
+        held back for being of an unknown device, and those that wait for nothing else are released.
 
         Returns:
             Objects that were released.
 
         Raises:
-            InputError: no model is named.
-            StateError: an intake is running.
+            InputError: the object names no scanner, or waits for something else.
+            StateError: nothing of that name waits, it changed, or an intake is running.
         """
-        name = model_name(device)
-        if not name:
-            raise InputError("an object that names no scanner can be released by itself only")
         with self._alone():
-            self._store.note("device.trusted", {"device": name, "who": who})
-            with Session(self._engine) as session:
-                session.merge(DeviceRow(device=name))
-                session.commit()
-            waiting = [item for item in self._every(Code.DEVICE_UNKNOWN) if item.trustable and model_name(item.device) == name]
-            return sum(self._released_with_its_device(item, who) for item in waiting)
+            item = _item(*self._seen(name, seen))
+            if not item.names_scanner:
+                raise InputError("this object does not wait for a scanner that it names; it can be released by itself only")
+            return self._vouch(item.device_key, model_name(item.device), who)
+
+    def _vouch(self, device_key: str, device: str, who: str) -> int:
+        self._store.note("device.trusted", {"device": device, "model": device_key[:DIGITS], "who": who})
+        self._held.vouch(device_key, device=device)
+        waiting = [item for item in self._every(Code.DEVICE_UNKNOWN) if item.trustable and item.device_key == device_key]
+        return sum(self._released_with_its_device(item, who) for item in waiting)
 
     def allow(self, name: str, *, who: str) -> None:
         """Take back a deletion: when the same object comes again, it is looked at as if for the first time. Its pixels are gone.
@@ -224,7 +249,7 @@ class Quarantine:
             session.commit()
 
     def trusted(self) -> list[str]:
-        """Models that people here vouched for, in order."""
+        """Scrubbed names of the models that people here vouched for, in order; models that share one are each listed."""
         with Session(self._engine) as session:
             return list(session.scalars(select(DeviceRow.device).order_by(DeviceRow.device)))
 
@@ -342,13 +367,14 @@ def _named(name: str) -> tuple[str, str]:
 
 def _item(row: QuarantineRow, held: HeldRow | None) -> Item:
     can = held if held is not None and row.code in BY_EYE | BY_LABEL else None
-    shown = [row.source_key, row.code, *([can.token, can.masks, can.pathology, can.device] if can else [])]
+    shown = [row.source_key, row.code, *([can.token, can.masks, can.pathology, can.device, can.device_key] if can else [])]
     return Item(
         name=row.source_key[:DIGITS],
         code=row.code,
         reason=row.reason,
         created=row.created,
         device=can.device if can else "",
+        device_key=(can.device_key or "") if can else "",
         pathology=Pathology(can.pathology) if can and can.pathology else None,
         frames=len(can.images) if can else 0,
         rows=can.rows if can else 0,

@@ -17,6 +17,7 @@ class HeldRow(Base):
         rows: Of a frame, pixels.
         columns: Of a frame, pixels.
         device: Scrubbed device model, or empty.
+        device_key: Of the model in full, empty where the header names none; None in rows of earlier versions.
         pathology: Its label, empty if it has none that can be used.
         images: One for each frame: the fields of ``cohort.NewImage`` but its pixels.
         masks: Boxes drawn so far, x0, y0, x1, y1 in pixels.
@@ -31,6 +32,7 @@ class HeldRow(Base):
     rows: Mapped[int]
     columns: Mapped[int]
     device: Mapped[str]
+    device_key: Mapped[str | None]
     pathology: Mapped[str]
     images: Mapped[list[dict[str, object]]] = mapped_column(JSON)
     masks: Mapped[list[list[int]]] = mapped_column(JSON)
@@ -47,8 +49,12 @@ class DecisionRow(Base):
 
 
 class DeviceRow(Base):
-    """One model of scanner that a person here has vouched for. Who and when is in the journal."""
+    """One model of scanner that a person here has vouched for. Who and when is in the journal.
 
-    __tablename__ = "trusted_devices"
+    Earlier versions kept scrubbed names, which several models may share, in a table ``trusted_devices``; it is not read any more.
+    """
 
-    device: Mapped[str] = mapped_column(primary_key=True)  # as ``busgen_client.held.model_name`` writes it
+    __tablename__ = "trusted_models"
+
+    device_key: Mapped[str] = mapped_column(primary_key=True)  # as ``busgen_client.devices.device_key`` gives it
+    device: Mapped[str]  # the scrubbed name, as ``busgen_client.devices.model_name`` writes it

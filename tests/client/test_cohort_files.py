@@ -423,6 +423,8 @@ def test_commands(tmp_path: Path) -> None:
     assert (state.exit_code, json.loads(state.stdout)) == (0, {"images": 3, "sealed": 3, "whole": True, "found": []})
     cells = json.loads(runner.invoke(app, ["cohort", "summary", *config]).stdout)["cells"]
     assert {cell["patients"] for cell in cells} == {"<5"}
+    open_cohort(settings).quarantine("k", code="consent-withdrawn", reason="")
+    assert json.loads(runner.invoke(app, ["cohort", "summary", *config]).stdout)["quarantined"] == {"consent-withdrawn": "<5"}
     first(settings.data).unlink()
     assert runner.invoke(app, ["cohort", "verify", *config]).exit_code == 1
 

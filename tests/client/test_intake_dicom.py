@@ -34,11 +34,11 @@ from busgen_client.intake.findings import REASONS, Code, QuarantineError
 from busgen_client.intake.header import read_clean
 from busgen_client.intake.labels import Labels, read_labels
 from busgen_client.intake.phantom_dicom import COLUMNS, REGION_SIZE, REGION_X0, REGION_Y0, ROWS, write_phantom_study
-from busgen_client.quarantine import Quarantine
 from busgen_client.storage import MAGIC
 from busgen_core.errors import InputError, TableError
 from busgen_core.labels import Pathology
 from tests.client.headers import PROFILE
+from tests.client.waiting import vouch
 from tests.shared import shared_data
 
 
@@ -405,9 +405,8 @@ def take(store: CohortStore, tmp_path: Path, names: list[str]) -> dict[str, int]
     for name in names:
         shutil.copyfile(shared_data() / "dicom" / name, folder / name)
         lines.append(f"{dcmread(folder / name, stop_before_pixels=True, specific_tags=['SOPInstanceUID']).SOPInstanceUID},benign")
+        vouch(store, folder / name)
     (folder / "labels.csv").write_text("\n".join(lines), "utf-8")
-    for device in ("S2000", "SSD-4000"):
-        Quarantine(store).trust(device, who="a steward")
     result = intake_dicom(store, folder, folder / "labels.csv", progress=False)
     return {**result.codes, "added": result.added}
 

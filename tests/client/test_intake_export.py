@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from bench.planted import planted_objects
 from busgen_client.cli import app
 from busgen_client.cohort import CohortStore
+from busgen_client.cohort_rows import WithdrawnRow
 from busgen_client.database import Base
 from busgen_client.intake.dicom import clean_scans, intake_dicom
 from busgen_client.intake.export import as_objects, write_deidentified
@@ -23,13 +24,13 @@ from busgen_client.intake.findings import REASONS
 from busgen_client.intake.header import quietly, read_clean
 from busgen_client.intake.phantom_dicom import REGION_SIZE, write_phantom_study
 from busgen_client.intake.profile import METHOD, Profile, deidentify, own_values
-from busgen_client.quarantine import Quarantine
 from busgen_client.settings import load_settings
 from busgen_core.errors import ConfigError, InputError
 from busgen_privacy.deidentify import Choices, Option
 from busgen_privacy.vocabulary import breast_words, device_words
 from tests.client.headers import ALL, OPEN, PROFILE, key
 from tests.client.node import lay_out
+from tests.client.waiting import study_of_unknown_device, vouch
 from tests.shared import shared_data
 
 TEXT_VRS = {"AE", "AS", "DA", "DS", "DT", "IS", "LO", "LT", "PN", "SH", "ST", "TM", "UC", "UI", "UN", "UR", "UT"}
@@ -93,6 +94,33 @@ def test_folder_is_written_and_counted(store: CohortStore, study: Path, tmp_path
     assert len(files) == result.added
     assert all(dcmread(file).SOPInstanceUID == file.stem for file in files)
     assert store.ids("member") + store.ids("holdout") == []
+
+
+def without_patient(path: Path) -> None:
+    header = dcmread(path)
+    header.PatientID = ""
+    header.save_as(path)
+
+
+def test_what_intake_would_hold_back_is_not_written(store: CohortStore, tmp_path: Path) -> None:
+    """Claim: no object of an unknown scanner, without a patient, or of one who withdrew consent is written as clean; each is counted by its code."""
+    folder = tmp_path / "study"
+    study_of_unknown_device(folder, devices=("LOGIQ Fortis",))
+    unknown = list(folder.glob("IM*"))
+    write_phantom_study(tmp_path / "known", site="Testville", patients=3, seed=5)
+    known = sorted((tmp_path / "known").glob("IM*"))
+    without_patient(known[0])
+    gone = dcmread(known[-1])
+    tombstone = store.pseudonyms.tombstone(store.pseudonyms.patient_key(gone.PatientID, issuer=gone.IssuerOfPatientID))
+    with Session(store.engine) as session:
+        session.add(WithdrawnRow(tombstone=tombstone, account="", images=0, held=[], releases=[], stopped=[]))
+        session.commit()
+    theirs = [path for path in known[1:] if dcmread(path).PatientID == gone.PatientID]
+    for path in known:
+        shutil.copyfile(path, folder / f"KNOWN-{path.name}")
+    result = write_deidentified(store, folder, tmp_path / "out", progress=False)
+    assert result.codes == {"device-unknown": len(unknown), "patient-missing": 1, "consent-withdrawn": len(theirs), "not-dicom": 1}
+    assert result.added == len(list((tmp_path / "out").iterdir())) == len(known) - 1 - len(theirs) > 0
 
 
 def test_objects_of_one_patient_stay_together(store: CohortStore, tmp_path: Path) -> None:
@@ -192,7 +220,7 @@ def test_no_string_of_any_real_header_is_in_the_node(store: CohortStore, engine:
             strings |= identifying(header) | {name, name.removesuffix(".dcm")}
         lines.append(f"{header.SOPInstanceUID},benign")
     (folder / "labels.csv").write_text("\n".join(lines), "utf-8")
-    Quarantine(store).trust("S2000", who="a steward")
+    vouch(store, folder / "RGB_IMAGE.dcm")
     result = intake_dicom(store, folder, folder / "labels.csv", progress=False)
     assert (result.added, result.quarantined) == (1, 6)
     digests, constants = made_up(engine)
@@ -220,7 +248,7 @@ def test_command_follows_the_settings(study: Path, tmp_path: Path) -> None:
     done = CliRunner().invoke(
         app, ["intake", "preview", str(study), str(tmp_path / "out"), "--json", "--config", str(config)], catch_exceptions=False
     )
-    assert json.loads(done.stdout) == {"written": len(list(study.glob("IM*"))), "held back": 1}
+    assert json.loads(done.stdout) == {"written": len(list(study.glob("IM*"))), "held back": 1, "not-dicom": 1}
     assert {dcmread(file).StudyDescription for file in (tmp_path / "out").iterdir()} == {"US BREAST"}
     config.write_text(plain + '[deidentify]\noptions = ["retain-uids"]\n')
     with pytest.raises(ConfigError, match="deidentify"):

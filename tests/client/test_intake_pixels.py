@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 from pydicom import Dataset
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian
 
 from busgen_client.intake import masking
 from busgen_client.intake.decode import frames
@@ -179,6 +181,80 @@ def test_picture_for_a_person_is_masked_too(named: tuple[Gray, list[tuple[int, i
     assert shown.shape == (SIZE, SIZE, 3)
     assert surely_read(shown[..., 0]) == []
     assert not covered([np.full((SMALLEST_SIDE - 1, 64), 200, np.uint8)])[0].any()
+
+
+def stored_as(pixels: np.ndarray, *, bits: int, kind: str = "MONOCHROME2", count: int = 1) -> Dataset:
+    """A cleaned header around frames whose values have so many bits, and one region that is the whole frame."""
+    header = regions((1, 1, (0, 0, SIZE - 1, SIZE - 1)))
+    header.Rows = header.Columns = SIZE
+    header.SamplesPerPixel, header.PhotometricInterpretation, header.PixelRepresentation, header.NumberOfFrames = 1, kind, 0, count
+    header.BitsAllocated, header.BitsStored, header.HighBit = 8 * pixels.itemsize, bits, bits - 1
+    header.file_meta = FileMetaDataset()
+    header.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    header.PixelData = pixels.tobytes()
+    header["PixelData"].VR = "OB" if pixels.itemsize == 1 else "OW"
+    return header
+
+
+def wide(gray: Gray, brightest: int) -> np.ndarray:
+    return np.ceil(gray.astype(float) * brightest / gray.max()).astype("<u2")
+
+
+@pytest.mark.parametrize(("bits", "brightest"), [(16, 1023), (16, 4095), (16, 65535), (12, 600), (10, 1023)])
+def test_values_of_more_than_8_bits_are_looked_at_in_their_own_range(named: tuple[Gray, object], bits: int, brightest: int) -> None:
+    """Claim: whatever part of 16 bits a scanner fills, the finders see the frame that they would see in 8 bits, and mask its text."""
+    gray, _ = named
+    header = stored_as(wide(gray, brightest), bits=bits)
+    ((_, frame),) = frames(header)
+    assert np.abs(frame.astype(int) - gray).max() <= 1
+    assert surely_read(clean_scans(header)[1][0]) == []
+
+
+def test_ordinary_values_of_8_bits_come_as_they_are(scan: Gray) -> None:
+    """Of at most 8 stored bits nothing is changed, in 8 or 16 allocated; MONOCHROME1 is turned."""
+    dim = scan // 2
+    assert np.array_equal(next(frames(stored_as(dim, bits=8)))[1], dim)
+    assert np.array_equal(next(frames(stored_as(dim.astype("<u2"), bits=8)))[1], dim)
+    assert np.array_equal(next(frames(stored_as(dim, bits=8, kind="MONOCHROME1")))[1], 255 - dim)
+
+
+def test_frames_of_one_object_have_one_scale(scan: Gray) -> None:
+    """A dark frame of a clip stays as dark beside its neighbour as it was."""
+    bright, dark = wide(scan, 1020), wide(scan, 510)
+    (_, one), (_, two) = frames(stored_as(np.stack([bright, dark]), bits=16, count=2))
+    assert (one.max(), two.max()) == (255, 127)
+
+
+def hot(gray: Gray) -> np.ndarray:
+    pixels = wide(gray, 1023)
+    pixels[5, 5] = 65535
+    return pixels
+
+
+FEW = {
+    "8 bits, 16 levels": lambda gray: stored_as(gray // 16, bits=8),
+    "8 bits, 32 levels, inverted": lambda gray: stored_as(gray // 8, bits=8, kind="MONOCHROME1"),
+    "4 bits of 8": lambda gray: stored_as(gray // 16, bits=4),
+    "one hot pixel of 16 bits": lambda gray: stored_as(hot(gray), bits=16),
+    "all near the top of 16 bits": lambda gray: stored_as(wide(gray, 1023) + 64000, bits=16),
+}
+
+
+@pytest.mark.parametrize("make", FEW.values(), ids=FEW)
+def test_scan_of_few_levels_waits(named: tuple[Gray, object], make: Callable[[Gray], Dataset]) -> None:
+    """Claim: where text cannot be seen for want of levels, and could be after a stretch, the object waits by name."""
+    assert code_of(lambda: clean_scans(make(named[0]))) is Code.FEW_LEVELS
+
+
+@pytest.mark.parametrize("step", [1, 256, 257], ids=["8-bit values in 16-bit entries", "shifted", "full"])
+def test_palette_of_16_bits_shows_its_frame(scan: Gray, step: int) -> None:
+    """Entries of 16 bits (PS3.3 C.7.6.3.1.6) give the same gray however a scanner filled them."""
+    header, entries = stored_as(scan, bits=8, kind="PALETTE COLOR"), (np.arange(256) * step).astype("<u2")
+    for colour in ("Red", "Green", "Blue"):
+        setattr(header, f"{colour}PaletteColorLookupTableDescriptor", [256, 0, 16])
+        setattr(header, f"{colour}PaletteColorLookupTableData", entries.tobytes())
+    ((_, frame),) = frames(header)
+    assert np.array_equal(frame[..., 1], scan.astype(int) * 255 // scan.max())
 
 
 def regions(*items: tuple[int, int, tuple[int, int, int, int]]) -> Dataset:

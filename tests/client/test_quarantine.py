@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from sqlalchemy import select
+from pydicom import dcmread
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 from typer.testing import CliRunner
 
@@ -23,11 +24,13 @@ from busgen_client.held import Held, HeldStore
 from busgen_client.intake.dicom import intake_dicom
 from busgen_client.intake.findings import BY_EYE, BY_LABEL, Code, QuarantineError
 from busgen_client.intake.frames import Rectangle
+from busgen_client.intake.phantom_dicom import write_phantom_study
 from busgen_client.intake.run import Source, take_in
 from busgen_client.intake.spool import BEYOND_REPAIR, Spool
 from busgen_client.intake.table import intake_table
 from busgen_client.masks import around, box, left_over
 from busgen_client.quarantine import Quarantine
+from busgen_client.quarantine_rows import HeldRow
 from busgen_client.settings import NodeSettings
 from busgen_core.errors import BusgenError, ConsentWithdrawnError, CorruptImageError, InputError, StateError
 from busgen_core.images import encode_png
@@ -287,10 +290,65 @@ def test_an_unknown_scanner_waits_until_somebody_vouches_for_it(store: CohortSto
     assert [(item.device, item.trustable) for item in quarantine.items()] == [(DEVICE, True)] * count
     assert quarantine.trust("logiq  e9", who=WHO) == count
     assert (quarantine.items(), quarantine.trusted(), len(stored(store))) == ([], [DEVICE], count)
-    assert ("device.trusted", {"device": DEVICE, "who": WHO}) in journal(store, "device.")
+    ((_, line),) = journal(store, "device.")
+    assert (line["device"], line["who"]) == (DEVICE, WHO)
     assert intake_dicom(store, tmp_path / "study", labels, progress=False).duplicates == count
     with pytest.raises(InputError):
         quarantine.trust("  ", who=WHO)
+
+
+TWINS = ("LOGIQ Fortis", "LOGIQ Totus")  # both are "LOGIQ" when scrubbed
+
+
+def test_vouching_for_one_scanner_passes_no_other_of_the_same_scrubbed_name(store: CohortStore, tmp_path: Path) -> None:
+    """Claim I-7: a model is what its header says in full; only the scrubbed name is shown and stored."""
+    count = study_of_unknown_device(tmp_path / "seen", patients=2, devices=TWINS[:1])
+    later = study_of_unknown_device(tmp_path / "later", patients=2, devices=TWINS[1:], seed=4)
+    intake_dicom(store, tmp_path / "seen", tmp_path / "seen" / "labels.csv", progress=False)
+    quarantine = Quarantine(store)
+    assert quarantine.trust("LOGIQ", who=WHO) == count
+    assert intake_dicom(store, tmp_path / "later", tmp_path / "later" / "labels.csv", progress=False).codes == {"device-unknown": later}
+    assert {item.device for item in quarantine.items()} == {"LOGIQ"}
+    assert not any(b"totus" in file.read_bytes().lower() for file in store.data.rglob("*") if file.is_file())
+
+
+def test_a_name_that_two_waiting_models_share_is_not_vouched_for(store: CohortStore, tmp_path: Path) -> None:
+    """By their name it is refused; by an object, that object's model alone is released."""
+    count = study_of_unknown_device(tmp_path / "study", patients=3, devices=TWINS)
+    intake_dicom(store, tmp_path / "study", tmp_path / "study" / "labels.csv", progress=False)
+    quarantine = Quarantine(store)
+    with pytest.raises(InputError, match="2 models"):
+        quarantine.trust("LOGIQ", who=WHO)
+    item = quarantine.items()[0]
+    assert quarantine.trust_scanner_of(item.name, who=WHO, seen=item.stamp) == (count + 1) // 2
+    assert len({left.device_key for left in quarantine.items()} | {item.device_key}) == 2
+    assert not any(left.device_key == item.device_key for left in quarantine.items())
+
+
+def test_another_manufacturer_s_model_of_the_same_name_waits(store: CohortStore, tmp_path: Path) -> None:
+    """The manufacturer is part of what is vouched for, and nobody else's scanner is a phantom."""
+    write_phantom_study(tmp_path / "study", site="Testville", patients=1, seed=3)
+    for path in (tmp_path / "study").glob("IM*"):
+        header = dcmread(path)
+        header.Manufacturer = "Somebody else"
+        header.save_as(path)
+    assert set(intake_dicom(store, tmp_path / "study", tmp_path / "study" / "labels.csv", progress=False).codes) == {"device-unknown"}
+
+
+def test_names_that_an_earlier_version_trusted_wait_again(store: CohortStore, tmp_path: Path) -> None:
+    """A scrubbed name does not say which model was looked at, so rows by name pass nothing."""
+    with store.engine.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE trusted_devices (device VARCHAR PRIMARY KEY)")
+        connection.exec_driver_sql("INSERT INTO trusted_devices VALUES (?)", (DEVICE,))
+    count = study_of_unknown_device(tmp_path / "study")
+    assert intake_dicom(store, tmp_path / "study", tmp_path / "study" / "labels.csv", progress=False).codes == {"device-unknown": count}
+    assert Quarantine(store).trusted() == []
+    with Session(store.engine) as session:
+        session.execute(update(HeldRow).values(device_key=None))  # as an earlier version held it
+        session.commit()
+    assert [item.trustable for item in Quarantine(store).items()] == [False] * count
+    with pytest.raises(InputError, match="no object"):
+        Quarantine(store).trust(DEVICE, who=WHO)
 
 
 def test_of_what_a_person_looks_at_no_header_stays_on_the_disk(store: CohortStore, tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """A quarantine with something in it: fictitious studies of a scanner that nobody vouched for, and rows of a table that need a look."""
 
 import csv
+from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,10 @@ from PIL import Image
 from pydicom import dcmread
 
 from busgen_client.cohort import CohortStore
+from busgen_client.devices import device_key
+from busgen_client.held import HeldStore
 from busgen_client.intake.dicom import intake_dicom
+from busgen_client.intake.header import quietly
 from busgen_client.intake.phantom_dicom import write_phantom_study
 from busgen_client.intake.table import intake_table
 
@@ -17,14 +22,22 @@ COLUMNS, ROWS = 320, 200  # px of the table's pictures
 TEXT = (10, 6, 130, 22)  # px; where the table's pictures hold what is not to be stored: left, top, right, bottom
 
 
-def study_of_unknown_device(folder: Path, *, patients: int = 1, device: str = DEVICE) -> int:
-    """Write a phantom study whose header names another scanner; returns its objects."""
-    write_phantom_study(folder, site="Testville", patients=patients, seed=3)
-    for path in folder.glob("IM*"):
+def study_of_unknown_device(folder: Path, *, patients: int = 1, devices: Sequence[str] = (DEVICE,), seed: int = 3) -> int:
+    """Write a phantom study whose headers name other scanners, one after the other; returns its objects."""
+    write_phantom_study(folder, site="Testville", patients=patients, seed=seed)
+    for path, device in zip(sorted(folder.glob("IM*")), cycle(devices), strict=False):
         header = dcmread(path)
         header.ManufacturerModelName = device
         header.save_as(path)
     return len(list(folder.glob("IM*")))
+
+
+def vouch(store: CohortStore, path: Path) -> None:
+    """As if a steward had seen an object of this file's scanner before."""
+    with quietly():
+        header = dcmread(path, stop_before_pixels=True)
+    maker, model = (str(header.get(word) or "") for word in ("Manufacturer", "ManufacturerModelName"))
+    HeldStore(store).vouch(device_key(store.pseudonyms.key, manufacturer=maker, model=model), device=model)
 
 
 def table_to_look_at(folder: Path) -> None:

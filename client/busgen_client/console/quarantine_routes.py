@@ -8,10 +8,8 @@ from fastapi.responses import RedirectResponse
 
 from busgen_client.console.desk import AnyPerson, Node, Person, decided, deciding, page
 from busgen_client.console.words import DONE
-from busgen_client.held import model_name
 from busgen_client.intake.findings import Code
-from busgen_client.quarantine import CHANGED
-from busgen_core.errors import InputError, StateError
+from busgen_core.errors import StateError
 from busgen_core.labels import Pathology
 
 AT_ONCE = 50  # objects on a page
@@ -108,12 +106,7 @@ def delete(desk: Node, person: Steward, name: str, seen: Seen) -> Response:
 @router.post("/{name}/trust")
 def trust(desk: Node, person: Steward, name: str, seen: Seen) -> Response:
     """Vouch for its scanner."""
-    item = desk.quarantine.item(name)
-    if item.stamp != seen:
-        raise StateError(CHANGED)
-    if not model_name(item.device):
-        raise InputError("this object names no scanner")
-    desk.quarantine.trust(item.device, who=person.name)
+    desk.quarantine.trust_scanner_of(name, who=person.name, seen=seen)
     return _to("/quarantine?done=trusted")
 
 

@@ -1,5 +1,12 @@
 """From an allow-listed header to frames. pydicom decodes, compressed frames in a process of their own (``decoder``); which decoders exist is
-the installation's matter."""
+the installation's matter.
+
+Guarantees:
+    - Values of at most 8 bits come as they are stored. Wider ones, a palette's too, are scaled so that the brightest pixel of an object's chosen
+      frames is 255: scanners fill 16 bits as they like, and a window (PS3.3 C.11.2) says what a person wished to see, not what is there.
+    - One scale for all frames of an object, a function of its pixels alone.
+    - What still spans too few levels for text to be seen waits: ``frames.check_scan``.
+"""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -43,7 +50,9 @@ def frames(header: Dataset) -> Iterator[tuple[int, NDArray[np.uint8]]]:
     wanted = chosen_frames(count)
     with quietly():
         try:
-            ready = [_to_uint8(frame, header) for frame in _decoded(header, wanted, count)]
+            stored = [_checked(frame, header) for frame in _decoded(header, wanted, count)]
+            brightest = max(int(_values(frame, header).max()) for frame in stored)
+            ready = [_to_uint8(_values(frame, header), header, brightest=brightest) for frame in stored]
         except QuarantineError:
             raise
         except Exception:  # plugins raise whatever they like, or are not there; the object waits either way
@@ -92,16 +101,25 @@ def _decoded(header: Dataset, wanted: Sequence[int], count: int) -> Iterator[NDA
         yield decoded(header, stream, seconds=left)
 
 
-def _to_uint8(frame: NDArray[np.integer], header: Dataset) -> NDArray[np.uint8]:
-    """One decoded frame as 8-bit gray or RGB, black as 0."""
-    kind = header.PhotometricInterpretation
+def _checked(frame: NDArray[np.integer], header: Dataset) -> NDArray[np.integer]:
     if frame.shape[:2] != (header.Rows, header.Columns):
         raise QuarantineError(Code.PIXELS_LIE)
-    if kind == "PALETTE COLOR":
-        looked_up = apply_color_lut(frame, header)
-        return (looked_up >> 8 if looked_up.dtype == np.uint16 else looked_up).astype(np.uint8)
-    if frame.dtype != np.uint8:
-        stored = int(header.BitsStored)
-        frame = np.right_shift(frame & ((1 << stored) - 1), max(0, stored - 8))
-    gray = frame.astype(np.uint8)
-    return 255 - gray if kind == "MONOCHROME1" else gray
+    return frame
+
+
+def _values(frame: NDArray[np.integer], header: Dataset) -> NDArray[np.integer]:
+    """The bits that are stored; of a palette, its colours. uint8 where they have at most 8 bits, else uint16."""
+    if header.PhotometricInterpretation == "PALETTE COLOR":
+        return np.asarray(apply_color_lut(frame, header))
+    if frame.dtype == np.uint8:
+        return frame
+    bits = int(header.BitsStored)
+    return (frame & ((1 << bits) - 1)).astype(np.uint8 if bits <= 8 else np.uint16)
+
+
+def _to_uint8(values: NDArray[np.integer], header: Dataset, *, brightest: int) -> NDArray[np.uint8]:
+    """8-bit gray or RGB, black as 0; ``brightest`` is the largest value of the object."""
+    if values.dtype != np.uint8:
+        values = values.astype(np.uint32) * 255 // max(1, brightest)
+    gray = values.astype(np.uint8)
+    return 255 - gray if header.PhotometricInterpretation == "MONOCHROME1" else gray

@@ -2,7 +2,7 @@
 cropped to the scan.
 
 Guarantees:
-    - Of the header, only the scrubbed device model is stored; identifiers enter keyed digests and are forgotten.
+    - Of the header, only the scrubbed device model is stored; identifiers, and the model in full, enter keyed digests and are forgotten.
     - No pixel outside the header's B-mode tissue regions is stored. Text inside a region is looked for and masked as ``masking`` says,
       furniture too.
     - Whatever a file holds, it is admitted, counted as a duplicate, or waits in quarantine; no file ends the run.
@@ -134,17 +134,28 @@ def _profile(store: CohortStore) -> Profile:
 
 
 def _images(store: CohortStore, clean: Clean, labels: Labels, known: Known) -> list[NewImage]:
+    passed = unlabelled(store, clean, known=known)
+    return _new_images(store, clean, passed.patient_key, passed.found, passed.origin, _label(clean, labels))
+
+
+def unlabelled(store: CohortStore, clean: Clean, *, known: Known | None = None) -> "Unlabelled":
+    """What intake asks of an object before its label: whose it is, clean scans, no other object of its number, a scanner that is known.
+
+    Raises:
+        QuarantineError: the object must wait.
+        UnavailableError: no text recognition is installed.
+    """
     patient_key = _patient(store, clean)
-    crop, scans, digests = clean_scans(clean.header, deny=clean.deny, known=known)
-    origin = _origin(store, clean, digests)
-    if not HeldStore(store).trusts(clean.device):
+    found = Scans(*clean_scans(clean.header, deny=clean.deny, known=known))
+    origin = _origin(store, clean, found.digests)
+    if not HeldStore(store).trusts(clean.device_key):
         raise QuarantineError(Code.DEVICE_UNKNOWN)
-    return _new_images(store, clean, patient_key, _Scans(crop, scans, digests), origin, _label(clean, labels))
+    return Unlabelled(patient_key, found, origin)
 
 
 def _patient(store: CohortStore, clean: Clean) -> str:
     try:
-        patient_key = store.patient_of(_person(store, clean.identity))
+        patient_key = store.patient_of(person_of(store, clean.identity))
     except InputError:
         raise QuarantineError(Code.PATIENT_MISSING) from None
     if patient_key is None:
@@ -152,7 +163,8 @@ def _patient(store: CohortStore, clean: Clean) -> str:
     return patient_key
 
 
-def _person(store: CohortStore, identity: Identity) -> Person:
+def person_of(store: CohortStore, identity: Identity) -> Person:
+    """What an object says of its patient, digested."""
     return store.pseudonyms.person(identity.patient_id, issuer=identity.issuer, name=identity.name, birth_date=identity.birth_date)
 
 
@@ -164,7 +176,7 @@ def _label(clean: Clean, labels: Labels) -> Label:
     return label
 
 
-def _new_images(store: CohortStore, clean: Clean, patient_key: str, found: "_Scans", origin: Origin, label: Label) -> list[NewImage]:
+def _new_images(store: CohortStore, clean: Clean, patient_key: str, found: "Scans", origin: Origin, label: Label) -> list[NewImage]:
     box = box_in(found.crop, label.box) if label.box and len(found.scans) == 1 else None
     return [
         NewImage(
@@ -176,7 +188,7 @@ def _new_images(store: CohortStore, clean: Clean, patient_key: str, found: "_Sca
             source_key=store.pseudonyms.key("frame", patient_key, digest),
             origin=origin,
             birads=label.birads,
-            person=_person(store, clean.identity),
+            person=person_of(store, clean.identity),
         )
         for gray, digest in zip(found.scans, found.digests, strict=True)
     ]
@@ -198,13 +210,13 @@ def to_look_at(store: CohortStore, data: bytes, labels: Labels, *, known: Known 
     patient_key, found = _patient(store, clean), _shown(clean.header, deny=clean.deny, known=known)
     origin = _origin(store, clean, found.digests)
     try:
-        return Held(images=tuple(_new_images(store, clean, patient_key, found, origin, _label(clean, labels))))
+        images, labelled = _new_images(store, clean, patient_key, found, origin, _label(clean, labels)), True
     except QuarantineError:  # the label is what it waits for
-        unlabelled = Label(Pathology.NORMAL, None)
-        return Held(images=tuple(_new_images(store, clean, patient_key, found, origin, unlabelled)), labelled=False)
+        images, labelled = _new_images(store, clean, patient_key, found, origin, Label(Pathology.NORMAL, None)), False
+    return Held(images=tuple(images), labelled=labelled, device_key=clean.device_key)
 
 
-class _Scans(NamedTuple):
+class Scans(NamedTuple):
     """Where the scan lies in a frame; the chosen frames, cropped to it; the digest of each frame as it came."""
 
     crop: Rectangle
@@ -212,7 +224,15 @@ class _Scans(NamedTuple):
     digests: list[str]
 
 
-def _shown(header: Dataset, *, deny: Collection[str], known: Known | None = None) -> _Scans:
+class Unlabelled(NamedTuple):
+    """An object that lacks nothing but its label."""
+
+    patient_key: str
+    found: Scans
+    origin: Origin
+
+
+def _shown(header: Dataset, *, deny: Collection[str], known: Known | None = None) -> Scans:
     """Frames as ``clean_scans`` has them, what was found masked too, but in their colours and unchecked; whole where no scan region can be
     relied on."""
     check_described(header)
@@ -222,7 +242,7 @@ def _shown(header: Dataset, *, deny: Collection[str], known: Known | None = None
         keep, hide = [Rectangle(0, 0, header.Columns, header.Rows)], []
     whole = [frame for _, frame in frames(header)]
     parts = [only_scan(frame, keep=keep, hide=hide) for frame in whole]
-    return _Scans(hull(keep), covered(parts, deny=deny, known=known), [_digest(frame) for frame in whole])
+    return Scans(hull(keep), covered(parts, deny=deny, known=known), [_digest(frame) for frame in whole])
 
 
 def clean_scans(header: Dataset, *, deny: Collection[str] = (), known: Known | None = None) -> tuple[Rectangle, list[Gray], list[str]]:

@@ -4,6 +4,8 @@ does not. The header is the one that intake reads images by; the pixels are thos
 Guarantees:
     - Nothing is copied from a source but what ``profile.deidentify`` let through and the cleaned frames; file meta and preamble are new.
     - Clean Pixel Data is claimed only by a caller who says that text inside the scan region was looked for.
+    - ``write_deidentified`` writes no object that intake would hold back for anything but its label: neither of a scanner that nobody vouched
+      for, nor of a patient who is unknown, unsure or withdrew consent.
 """
 
 from collections import Counter
@@ -16,7 +18,7 @@ from pydicom.uid import ExplicitVRLittleEndian, UltrasoundImageStorage
 from tqdm import tqdm
 
 from busgen_client.cohort import CohortStore
-from busgen_client.intake.dicom import LARGEST, clean_scans, files_below
+from busgen_client.intake.dicom import LARGEST, files_below, person_of, unlabelled
 from busgen_client.intake.findings import Code, IntakeResult, QuarantineError
 from busgen_client.intake.frames import Gray, Rectangle
 from busgen_client.intake.header import Clean, quietly, read_clean
@@ -46,7 +48,7 @@ def write_deidentified(store: CohortStore, folder: Path, out: Path, *, progress:
     total = sum(1 for _ in files_below(folder)) if progress else None
     for path in tqdm(files_below(folder), total=total, desc="de-identify", unit="file", disable=not progress):
         try:
-            objects = _objects_of(path, profile)
+            objects = _objects_of(store, path, profile)
         except QuarantineError as refused:
             held[refused.finding.value] += 1
             continue
@@ -56,13 +58,15 @@ def write_deidentified(store: CohortStore, folder: Path, out: Path, *, progress:
     return IntakeResult(added=written, quarantined=held.total(), codes=dict(sorted(held.items())))
 
 
-def _objects_of(path: Path, profile: Profile) -> list[FileDataset]:
+def _objects_of(store: CohortStore, path: Path, profile: Profile) -> list[FileDataset]:
     try:
         if path.stat().st_size > LARGEST:
             raise QuarantineError(Code.FILE_TOO_LARGE)
         clean = read_clean(path.read_bytes(), profile)
-        crop, scans, _ = clean_scans(clean.header, deny=clean.deny)
-        return as_objects(clean, scans, crop=crop, profile=profile, text_removed=True)
+        found = unlabelled(store, clean).found
+        if store.withdrawn(person_of(store, clean.identity)):
+            raise QuarantineError(Code.CONSENT_WITHDRAWN)
+        return as_objects(clean, found.scans, crop=found.crop, profile=profile, text_removed=True)
     except BusgenError:
         raise
     except OSError:

@@ -20,6 +20,7 @@ class Code(StrEnum):
     CONSENT_WITHDRAWN = "consent-withdrawn"
     DEVICE_UNKNOWN = "device-unknown"
     DICOM_INVALID = "dicom-invalid"
+    FEW_LEVELS = "few-levels"
     FILE_MISSING = "file-missing"
     FILE_TOO_LARGE = "file-too-large"
     FILE_UNREADABLE = "file-unreadable"
@@ -59,6 +60,7 @@ REASONS: Mapping[Code, str] = {
     Code.CONSENT_WITHDRAWN: "this patient has withdrawn consent and is never taken in again",
     Code.DEVICE_UNKNOWN: "nobody here has vouched for this model of scanner; look at what it writes into the scan, then vouch for it or not",
     Code.DICOM_INVALID: "the DICOM file is truncated, or an attribute that is needed is missing or malformed; export it again",
+    Code.FEW_LEVELS: "the scan uses so few gray levels that text in it cannot be seen; export it again in its full range",
     Code.FILE_MISSING: "the table names a file that is not in the folder",
     Code.FILE_TOO_LARGE: "the file or frame is larger than any ultrasound frame; it was not decoded",
     Code.FILE_UNREADABLE: "the file cannot be read; check its permissions and the disk",

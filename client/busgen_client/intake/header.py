@@ -15,6 +15,7 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_dataset, read_preamble
 
+from busgen_client.devices import device_key
 from busgen_client.intake.findings import Code, QuarantineError
 from busgen_client.intake.profile import Profile, deidentify, own_words
 from busgen_core.errors import BusgenError
@@ -82,12 +83,14 @@ class Clean:
         device: Model, scrubbed of this header's own names and numbers and of every word that no scanner's name has; may be empty.
         identity: For keyed digests.
         deny: This header's own names and numbers, to judge text in the pixels by; never stored.
+        device_key: Keyed digest of manufacturer and model in full; empty where no model is named, or nothing of its name may be shown.
     """
 
     header: Dataset
     device: str
     identity: Identity
     deny: frozenset[str] = field(default=frozenset(), repr=False)
+    device_key: str = ""
 
 
 @contextmanager
@@ -202,7 +205,9 @@ def _clean(full: Dataset, profile: Profile) -> Clean:
     header.update(_pixels(full))
     header.file_meta = FileMetaDataset()
     header.file_meta.TransferSyntaxUID = full.file_meta.TransferSyntaxUID
-    return Clean(header, str(header.get("ManufacturerModelName") or ""), identity, own_words(full))
+    device = str(header.get("ManufacturerModelName") or "")
+    model = device_key(profile.key, manufacturer=_text(full, "Manufacturer"), model=_text(full, "ManufacturerModelName")) if device else ""
+    return Clean(header, device, identity, own_words(full), model)
 
 
 def _identity(full: Dataset) -> Identity:

@@ -15,6 +15,7 @@ from pydicom import Dataset
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, UltrasoundImageStorage
 
+from busgen_client.devices import PHANTOM_MAKER
 from busgen_core.errors import ConfigError
 from busgen_core.labels import Pathology
 from busgen_core.phantom import SCANNERS, Phantom, Scanner, simulate
@@ -107,7 +108,7 @@ def _person(rng: np.random.Generator, site: str, model: str) -> Dataset:
     person.StudyDate = person.ContentDate = studied.strftime("%Y%m%d")
     person.StudyTime = "101500"
     person.StudyDescription = "US BREAST"
-    person.Manufacturer, person.ManufacturerModelName = "BUSGen", model
+    person.Manufacturer, person.ManufacturerModelName = PHANTOM_MAKER, model
     person.DeviceSerialNumber = f"{int(rng.integers(10**6, 10**7))}"
     person.StudyInstanceUID = _uid("study", str(person.PatientID))
     person.SeriesInstanceUID = _uid("series", str(person.PatientID))

@@ -155,11 +155,13 @@ class Vocabulary:
         """
         if not (stripped := text.strip()):
             return ""
+        if is_marked(stripped):
+            return Code.LABEL_UNDECIDED
         for side, names in self._sides.items():
             if {stripped.upper(), plain(stripped)} & names:
                 return side
         found = self._side_words(text)
-        return only(found) if found and not is_marked(text) and not self._strange(plain(text).split(), ()) else Code.LABEL_UNDECIDED
+        return only(found) if found and not self._strange(plain(text).split(), ()) else Code.LABEL_UNDECIDED
 
     def sides_in(self, text: str) -> set[Side]:
         """L and R, as far as a text about something else names them."""

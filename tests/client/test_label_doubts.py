@@ -100,6 +100,19 @@ def test_a_section_on_history_labels_nothing(tmp_path: Path, child: Dataset, exp
     assert answer(tmp_path, reports=(report(item("CONTAINER", HISTORY, item("CONTAINER", FINDINGS, child))),)) is expected
 
 
+def test_history_may_contradict(tmp_path: Path) -> None:
+    """An earlier histology of the same class as this one changes nothing, one of another class makes the object wait."""
+    past = report(item("CONTAINER", HISTORY, coded(PATHOLOGY, CARCINOMA)))
+    assert answer(tmp_path, reports=(past,), rows=MALIGNANT_ROW) is Pathology.MALIGNANT
+    assert answer(tmp_path, reports=(past,), rows=BENIGN_ROW) is CONTRADICTORY
+
+
+def test_words_that_look_like_sides_are_none() -> None:
+    """German for "according to" and a second biopsy are neither left nor right: they wait."""
+    assert WORDS.pathology("lt. Histologie Karzinom") is WORDS.pathology("Re-biopsy: carcinoma") is UNDECIDED
+    assert WORDS.pathology("Karzinom re.") is WORDS.pathology("carcinoma, LT breast") is Pathology.MALIGNANT
+
+
 def test_code_and_meaning_may_not_differ(tmp_path: Path) -> None:
     """A code of one class whose meaning is of another waits; a meaning that nobody knows does not."""
     odd = code(FIBROADENOMA.CodeValue, "SCT", "Invasive ductal carcinoma")
@@ -109,8 +122,10 @@ def test_code_and_meaning_may_not_differ(tmp_path: Path) -> None:
 
 
 def test_an_assessment_of_an_earlier_examination_is_none() -> None:
-    """A field that holds the category of another examination is undecided."""
-    assert WORDS.assessment("2 (previous exam)") is UNDECIDED
+    """A field that holds the category of another examination, or denies it, is undecided; the standard's own words for a category are no doubt."""
+    assert WORDS.assessment("2 (previous exam)") is WORDS.assessment("6: excluded") is UNDECIDED
+    standard = ("1 - Negative", "3 - Probably benign", "0 - Need additional imaging or prior mammograms", "6 - Known biopsy-proven malignancy")
+    assert [WORDS.assessment(each) for each in standard] == ["1", "3", "0", "6"]
 
 
 SIDES: dict[str, Side | Code] = {

@@ -15,7 +15,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from busgen_client.intake.findings import Code
-from busgen_client.intake.wording import NUMBER, categories, is_marked, places, plain, sentences
+from busgen_client.intake.wording import NO_SIDE, NUMBER, categories, is_marked, places, plain, sentences
 from busgen_core.errors import ConfigError
 from busgen_core.labels import Pathology
 
@@ -115,10 +115,10 @@ class Vocabulary:
             return ""
         if stripped.upper() in self.words.assessments:
             return self.words.assessments[stripped.upper()]
-        if self.is_past(stripped):
-            return Code.LABEL_UNDECIDED
-        stands = STANDS.fullmatch(stripped)
-        return _category(stands) if stands else Code.LABEL_UNKNOWN
+        if not (stands := STANDS.fullmatch(stripped)):
+            return Code.LABEL_UNKNOWN
+        category, behind = _category(stands), self._without_meaning(plain(stripped[stands.end(1) :]))
+        return Code.LABEL_UNDECIDED if category in self.words.birads and self._is_doubtful(behind) else category
 
     def mentioned(self, prose: str) -> list[tuple[str, Side, Weight]]:
         """Every BI-RADS category that prose names by that word, the side that its sentence names, and what it is worth.
@@ -131,8 +131,7 @@ class Vocabulary:
         """
         clear, found = self._is_clear(prose), []
         for sentence in sentences(prose):
-            named, beside = categories(sentence)[0], self._beside_categories(sentence).split()
-            doubted = "?" in sentence or not (self.words.doubt.words | self.words.doubt.past).isdisjoint(beside)
+            named, doubted = categories(sentence)[0], "?" in sentence or self._is_doubtful(self._beside_categories(sentence))
             weight: Weight = "doubted" if doubted else "stated" if clear else "mentioned"
             found += [(category, only(self.sides_in(sentence)), weight) for category in named]
         return found
@@ -145,6 +144,10 @@ class Vocabulary:
     def is_past(self, text: str) -> bool:
         """Whether a text speaks of an earlier examination, of history or of family."""
         return not self.words.doubt.past.isdisjoint(plain(text).split())
+
+    def _is_doubtful(self, text: str) -> bool:
+        """Whether plain words hold one of doubt, denial or the past."""
+        return not (self.words.doubt.words | self.words.doubt.past).isdisjoint(text.split())
 
     def side(self, text: str) -> Side | Code:
         """The side that a word, words or a code name; empty for an empty text and for both.
@@ -183,7 +186,7 @@ class Vocabulary:
         words = plain(" ".join(token for token in re.split(r"[\s,;()\[\]]+", text) if token not in codes)).split()
         found = self._phrases(words)
         strange = self._strange(words, [(start, end) for start, end, _ in found])
-        return {*codes.values(), *(kind for _, _, kind in found)}, not (strange or is_marked(text))
+        return {*codes.values(), *(kind for _, _, kind in found)}, not (strange or is_marked(text) or NO_SIDE.search(text))
 
     def _strange(self, words: Sequence[str], named: Sequence[tuple[int, int]]) -> bool:
         """Whether a word is neither part of a name nor harmless."""

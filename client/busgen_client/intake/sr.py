@@ -193,12 +193,12 @@ class _Walk:
             return Code.LABEL_UNKNOWN if answers else Said()
         if len({answer for answer in answers if isinstance(answer, Pathology)}) > 1:
             return Code.LABEL_CONTRADICTORY
-        if isinstance(known, Code) or isinstance(place.side, Code) or place.past:
+        if isinstance(known, Code) or isinstance(place.side, Code):
             return known if isinstance(known, Code) else Code.LABEL_UNDECIDED
-        side = self._words.sides_in(" ".join(texts))
+        side = self._words.sides_in(" ".join(text for text in texts if " " in text or ":" not in text))
         if place.side and side - {place.side}:
             return Code.LABEL_CONTRADICTORY
-        return Said(pathology=known, side=place.side or only(side))
+        return Said(pathology=known, side=place.side or only(side), weight="doubted" if place.past else "stated")
 
     def _mentioned(self, prose: str, place: _Place) -> Iterator[Said]:
         """What prose says of BI-RADS; doubted where it is about another side than the container, or a side that is not understood."""

@@ -21,7 +21,7 @@ class Said:
         box: Lesion box in pixels of the whole frame.
         mask: Folder of the table, and the mask that it names.
         device: Scanner's model, as written.
-        weight: What the BI-RADS category is worth: ``stated`` may stand in for a histology, ``mentioned`` may not, ``doubted`` may only contradict.
+        weight: ``stated`` labels; a BI-RADS category that is ``mentioned`` does not stand in for a histology; the ``doubted`` only contradicts.
     """
 
     pathology: Pathology | None = None

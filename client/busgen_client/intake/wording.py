@@ -8,6 +8,7 @@ CATEGORY = r"(?:4\s*[abc]|[0-6])\b(?!\s*(?:mm|cm|uhr|h\b|o.?clock)|[.,]\d)"
 MENTION = re.compile(
     rf"bi[- ]?rads[^0-9\n]{{0,20}}({CATEGORY})((?:\s*(?:[/–—-]|\b(?:or|oder|ou|o|lub|to|bis|und|and|et|y|e|i)\b)\s*{CATEGORY})*)", re.IGNORECASE
 )
+NO_SIDE = re.compile(r"\b(?:lt\.?\s+(?:hist|path|bef|biops|stanz)|re-)", re.IGNORECASE)  # "according to" and "again", not the left and the right
 SENTENCES = re.compile(r"(?<=[.;!?\n])\s+")
 NUMBER = re.compile(r"\d{1,3}(?:mm|cm|h)?|g[1-4x]|y?[cp]?(?:t(?:[1-4][a-d]?|is|x)|n(?:[0-3][a-d]?|x)|m[01x])")  # sizes, grades, TNM; no year
 MARKS = re.compile(

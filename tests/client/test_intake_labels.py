@@ -55,7 +55,7 @@ def test_an_object_is_labelled_by_its_accession_number(store: CohortStore, objec
 
 
 def test_an_unreadable_report_is_told_and_its_examination_waits(store: CohortStore, engine: Engine, objects: list[Dataset], tmp_path: Path) -> None:
-    """A report that is cut short, beside a table that says benign: its object waits, the other is taken in, the result and its line count it."""
+    """A report that is cut short, beside a table that says benign: its object waits, the other is taken in, result and journal count it."""
     objects[0].AccessionNumber, objects[1].AccessionNumber = "A1", "A2"
     labels = tmp_path / "labels"
     labels.mkdir()

@@ -188,7 +188,7 @@ class Vocabulary:
         strange = self._strange(words, [(start, end) for start, end, _ in found])
         return {*codes.values(), *(kind for _, _, kind in found)}, not (strange or is_marked(text) or NO_SIDE.search(text))
 
-    def _strange(self, words: Sequence[str], named: Sequence[tuple[int, int]]) -> bool:
+    def _strange(self, words: list[str], named: Sequence[tuple[int, int]]) -> bool:
         """Whether a word is neither part of a name nor harmless."""
         quiet = [(at, at + len(phrase)) for phrase in self._quiet for at in places(phrase, words)]
         covered = {place for start, end in (*named, *quiet) for place in range(start, end)}

@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 CATEGORY = r"(?:4\s*[abc]|[0-6])\b(?!\s*(?:mm|cm|uhr|h\b|o.?clock)|[.,]\d)"
 MENTION = re.compile(
@@ -60,6 +60,6 @@ def categories(text: str) -> tuple[list[str], list[str]]:
     return found, [*pieces, text[end:]]
 
 
-def places(phrase: Sequence[str], words: Sequence[str]) -> Iterator[int]:
+def places(phrase: list[str], words: list[str]) -> Iterator[int]:
     """Where a phrase begins in a text."""
-    return (at for at in range(len(words) - len(phrase) + 1) if list(words[at : at + len(phrase)]) == list(phrase))
+    return (at for at in range(len(words) - len(phrase) + 1) if words[at : at + len(phrase)] == phrase)

@@ -28,6 +28,24 @@ def read_table(path: Path) -> tuple[list[str], list[dict[str, str] | None]]:
     Raises:
         TableError: missing, too large, not UTF-8, not CSV, or a column repeated. Values are never repeated.
     """
+    header, rows = _lines(path)
+    return header, [dict(zip(header, row, strict=True)) if len(row) == len(header) else None for _, row in rows]
+
+
+def read_whole(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """Columns and rows of a CSV file none of whose rows is torn; there may be none.
+
+    Raises:
+        TableError: as ``read_table``; a row has too many or too few fields: its line is named, its content is not.
+    """
+    header, rows = _lines(path)
+    if torn := [line for line, row in rows if len(row) != len(header)]:
+        raise TableError(f"line {torn[0]} of the table has more or fewer fields than the first; put fields that hold a comma into quotes")
+    return header, [dict(zip(header, row, strict=True)) for _, row in rows]
+
+
+def _lines(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """The first row, and the others that are not empty, each with the line at which it ends."""
     try:
         if path.stat().st_size > LARGEST:
             raise TableError(f"the table is larger than {LARGEST >> 20} MiB; split it")
@@ -37,13 +55,14 @@ def read_table(path: Path) -> tuple[list[str], list[dict[str, str] | None]]:
     except UnicodeDecodeError:
         raise TableError("the table is not UTF-8; save it as CSV UTF-8") from None
     try:
-        lines = [line for line in csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=_delimiter(text)) if line]
+        reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=_delimiter(text))
+        lines = [(reader.line_num, [field.strip() for field in line]) for line in reader if line]
     except csv.Error:
         raise TableError("the table is not CSV: a quote is not closed or a field is too long") from None
-    header = [name.strip() for name in lines[0]] if lines else []
+    header = lines[0][1] if lines else []
     if len(set(header)) != len(header):
         raise TableError("a column name is repeated in the table's first row")
-    return header, [dict(zip(header, (field.strip() for field in line), strict=True)) if len(line) == len(header) else None for line in lines[1:]]
+    return header, lines[1:]
 
 
 def _delimiter(text: str) -> str:

@@ -148,7 +148,7 @@ def waiting(labels: LabelFile = None, config: Config = NODE_TOML, as_json: AsJso
     spool, known = _spool(settings), read_labels(labels, settings.labels.mapping)
     total = len(spool.waiting()) + len(spool.waiting(held=True))
     sources = chain(spool.sources(known, held=True), spool.sources(known))
-    _report(take_in(_cohort(settings), sources, total=total, event="intake.waiting", progress=not as_json), as_json)
+    _report(take_in(_cohort(settings), sources, total=total, event="intake.waiting", progress=not as_json, unread=known.unread), as_json)
 
 
 @intake_app.command("preview")
@@ -215,7 +215,9 @@ def _until_told() -> Iterator[threading.Event]:
 
 
 def _report(result: "IntakeResult", as_json: bool) -> None:
-    _say({"added": result.added, "duplicates": result.duplicates, "skipped": result.skipped, "quarantined": result.quarantined}, as_json)
+    counts = {"added": result.added, "duplicates": result.duplicates, "skipped": result.skipped, "quarantined": result.quarantined}
+    unread = {"reports that cannot be read": result.unread.reports, "of these whose is not known": result.unread.unplaced}
+    _say(counts | (unread if result.unread.reports else {}), as_json)
 
 
 def _say(counts: dict[str, int], as_json: bool) -> None:

@@ -8,14 +8,16 @@ from pydicom import Dataset, dcmread
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from busgen_client.cohort import CohortStore, ObjectRow
+from busgen_client.cohort import CohortStore, JournalRow, ObjectRow
 from busgen_client.intake.dicom import intake_dicom
+from busgen_client.intake.findings import Unread
 from busgen_client.intake.labels import read_labels
 from busgen_client.intake.phantom_dicom import write_phantom_study
 from busgen_client.intake.run import take_in
 from busgen_client.intake.spool import Spool, forget
 from busgen_client.storage import MAGIC, StorageSettings, Vault
 from busgen_core.labels import Birads, Pathology
+from tests.client.sr_items import CARCINOMA, PATHOLOGY, coded, report
 
 
 @pytest.fixture
@@ -50,6 +52,21 @@ def test_an_object_is_labelled_by_its_accession_number(store: CohortStore, objec
     result = intake_dicom(store, lay(tmp_path / "in", *objects[:2]), tmp_path / "ris.csv", progress=False)
     assert (result.added, result.codes) == (1, {"label-missing": 1})
     assert [(row.pathology, row.birads) for row in store.rows()] == [(Pathology.MALIGNANT, Birads.FIVE)]
+
+
+def test_an_unreadable_report_is_told_and_its_examination_waits(store: CohortStore, engine: Engine, objects: list[Dataset], tmp_path: Path) -> None:
+    """A report that is cut short, beside a table that says benign: its object waits, the other is taken in, result and journal count it."""
+    objects[0].AccessionNumber, objects[1].AccessionNumber = "A1", "A2"
+    labels = tmp_path / "labels"
+    labels.mkdir()
+    (labels / "ris.csv").write_text("accession,pathology\nA1,benign\nA2,benign\n")
+    whole = report(coded(PATHOLOGY, CARCINOMA))
+    (labels / "1.dcm").write_bytes(whole[:-20])
+    (labels / "2.dcm").write_bytes(whole[:300])
+    result = intake_dicom(store, lay(tmp_path / "in", *objects[:2]), labels, progress=False)
+    assert (result.added, result.codes, result.unread) == (1, {"report-unreadable": 1}, Unread(reports=2, unplaced=1))
+    with Session(engine) as session:
+        assert '"reports_unplaced": 1' in session.query(JournalRow).all()[-1].detail
 
 
 def test_a_changed_number_is_the_same_patient_and_a_contradiction_waits(store: CohortStore, objects: list[Dataset], tmp_path: Path) -> None:

@@ -10,25 +10,62 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from pydicom import Dataset
-from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.sr.codedict import codes
-from pydicom.uid import EnhancedSRStorage, ExplicitVRLittleEndian, UltrasoundImageStorage
 
-from busgen_client.intake.findings import Code, QuarantineError
+from busgen_client.intake.findings import Code, QuarantineError, Unread
 from busgen_client.intake.labels import Label, read_labels
 from busgen_client.intake.mapping import SHIPPED, read_mapping
 from busgen_client.intake.sr import read_report
 from busgen_core.errors import ConfigError, TableError
 from busgen_core.labels import Birads, Pathology
+from tests.client.sr_items import (
+    ASSESSMENT,
+    BENIGN_FINDING,
+    CARCINOMA,
+    FIBROADENOMA,
+    FINDINGS,
+    IMAGE,
+    LEFT,
+    OVERALL,
+    PATHOLOGY,
+    RIGHT,
+    SIDE,
+    STUDY,
+    SUSPICIOUS,
+    code,
+    coded,
+    finding,
+    image_of,
+    item,
+    report,
+    text,
+)
 
-STUDY, IMAGE = "1.2.3", "1.2.3.4"
 WORDS = read_mapping(None)
 
+DOUBTFUL = [
+    *("V.a. Karzinom", "Z.n. Mammakarzinom", "r/o carcinoma", "prior carcinoma", "family history of breast cancer", "mother with breast carcinoma"),
+    *("carcinoma ausgeschlossen", "free of carcinoma", "cancer-free", "carcinoma absent", "carcinoma: none", "history of breast cancer"),
+    *("s/p lumpectomy for invasive ductal carcinoma", "contralateral breast carcinoma", "carcinoma never found", "DD Karzinom", "Ø Karzinom"),
+    *("antécédent de carcinome", "carcinoma descartado", "sem carcinoma", "stan po raku, rak piersi", "Mammakarzinom 2015", "Mammakarzinom 03/15"),
+    *("carcinoma: 0", "carcinoma (-)", "carcinoma -", "[ ] carcinoma", "☐ carcinoma", "∅ carcinoma", "carcinoma ±", "carcinoma w/o invasion"),
+]
 TEXTS = {
     "Fibroadenoma": Pathology.BENIGN,
     "FIBROADENOMA, 2.3 cm": Pathology.BENIGN,
     "Fibroadénome": Pathology.BENIGN,
     "Zyste rechts": Pathology.BENIGN,
+    "normal lymph node": Pathology.BENIGN,
+    "DCM:111251": Pathology.BENIGN,
+    "Fibroadenoma of the left breast, upper outer quadrant, 3 o'clock, 12 x 8 mm": Pathology.BENIGN,
+    "Fibroadénome du sein gauche, 2 cm": Pathology.BENIGN,
+    "Quiste simple, mama izquierda": Pathology.BENIGN,
+    "Cisto simples da mama direita": Pathology.BENIGN,
+    "Torbiel prosta piersi lewej": Pathology.BENIGN,
+    "Invasives duktales Karzinom, G2, pT1c N0 M0, links 10 Uhr": Pathology.MALIGNANT,
+    "Invasive ductal carcinoma NOS, triple negative": Pathology.MALIGNANT,
+    "B5b: invasive carcinoma": Pathology.MALIGNANT,
+    "SCT:254845004 Fibroadenoma": Pathology.BENIGN,
+    "Invasive lobular carcinoma": Pathology.MALIGNANT,
     "Invasive ductal carcinoma, grade 2": Pathology.MALIGNANT,
     "invasive carcinoma of no special type": Pathology.MALIGNANT,
     "Rak piersi": Pathology.MALIGNANT,
@@ -54,6 +91,9 @@ TEXTS = {
     "fibroadenoma with DCIS": Code.LABEL_UNDECIDED,
     "Phyllodes tumour": Code.LABEL_UNDECIDED,
     "SCT:71232009": Code.LABEL_UNDECIDED,
+    "papilloma, B3": Code.LABEL_UNDECIDED,
+    "carcinoma lobular in situ": Code.LABEL_UNDECIDED,
+    **dict.fromkeys(DOUBTFUL, Code.LABEL_UNDECIDED),
     "see report": Code.LABEL_UNKNOWN,
     "SCT:1": Code.LABEL_UNKNOWN,
     "krakow": Code.LABEL_UNKNOWN,
@@ -233,65 +273,6 @@ def test_the_site_may_have_its_own_words(tmp_path: Path) -> None:
 # Structured reports.
 
 
-def code(value: str, scheme: str, meaning: str) -> Dataset:
-    item = Dataset()
-    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, scheme, meaning
-    return item
-
-
-def item(kind: str, concept: Dataset | None = None, *children: Dataset, **values: object) -> Dataset:
-    """A content item."""
-    node = Dataset()
-    node.RelationshipType, node.ValueType = "CONTAINS", kind
-    if concept is not None:
-        node.ConceptNameCodeSequence = [concept]
-    for name, value in values.items():
-        setattr(node, name, value)
-    if children:
-        node.ContentSequence = list(children)
-    return node
-
-
-def coded(concept: Dataset, value: Dataset) -> Dataset:
-    return item("CODE", concept, ConceptCodeSequence=[value])
-
-
-def text(concept: Dataset, words: str) -> Dataset:
-    return item("TEXT", concept, TextValue=words)
-
-
-def image_of(uid: str) -> Dataset:
-    reference = Dataset()
-    reference.ReferencedSOPClassUID, reference.ReferencedSOPInstanceUID = UltrasoundImageStorage, uid
-    return item("IMAGE", ReferencedSOPSequence=[reference])
-
-
-ASSESSMENT, OVERALL = code("111005", "DCM", "Assessment Category"), code("111413", "DCM", "Overall Assessment")
-PATHOLOGY, FINDINGS = code("111042", "DCM", "Pathology"), code("121070", "DCM", "Findings")
-SIDE, LEFT, RIGHT = (code("272741003", "SCT", "Laterality"), code("7771000", "SCT", "Left"), code("24028007", "SCT", "Right"))
-SUSPICIOUS, BENIGN_FINDING = code("397144001", "SCT", "Suspicious abnormality"), code("397141009", "SCT", "Benign finding")
-FIBROADENOMA = code(codes.cid6030.Fibroadenoma.value, "SCT", "Fibroadenoma")
-CARCINOMA = code(codes.cid6030.InfiltratingDuctCarcinoma.value, "SCT", "Infiltrating duct carcinoma")
-
-
-def report(*children: Dataset, **changes: object) -> bytes:
-    """A whole report as bytes."""
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID, meta.TransferSyntaxUID = EnhancedSRStorage, "1.2.9", ExplicitVRLittleEndian
-    whole = FileDataset("", item("CONTAINER", code("111400", "DCM", "Breast Imaging Report"), *children), file_meta=meta, preamble=bytes(128))
-    whole.SOPClassUID, whole.SOPInstanceUID, whole.StudyInstanceUID, whole.Modality = EnhancedSRStorage, "1.2.9", STUDY, "SR"
-    whole.AccessionNumber, whole.CompletionFlag, whole.PatientName = "A1", "COMPLETE", "Doe^Jane"
-    for name, value in changes.items():
-        setattr(whole, name, value)
-    out = io.BytesIO()
-    whole.save_as(out, enforce_file_format=True)
-    return out.getvalue()
-
-
-def finding(side: Dataset, *children: Dataset) -> Dataset:
-    return item("CONTAINER", FINDINGS, coded(SIDE, side), *children)
-
-
 def labels_of(folder: Path, *reports: bytes):  # type: ignore[no-untyped-def]
     for number, content in enumerate(reports):
         (folder / f"{number}.dcm").write_bytes(content)
@@ -366,9 +347,8 @@ def deep() -> Dataset:
 
 
 CUT = len(report(coded(PATHOLOGY, CARCINOMA))) - len(report(item("TEXT")))  # about one finding
-SILENT = {
-    "not complete": report(coded(PATHOLOGY, FIBROADENOMA), CompletionFlag="PARTIAL"),
-    "nothing in it": report(),
+SILENT = {"not complete": report(coded(PATHOLOGY, FIBROADENOMA), CompletionFlag="PARTIAL"), "nothing in it": report()}
+UNREADABLE = {
     "cut short": report(coded(PATHOLOGY, FIBROADENOMA))[:-40],
     "cut between two findings": report(coded(PATHOLOGY, FIBROADENOMA), coded(PATHOLOGY, CARCINOMA))[:-CUT],
     "nested too deep": report(deep()),
@@ -380,7 +360,28 @@ SILENT = {
 @pytest.mark.parametrize("content", SILENT.values(), ids=SILENT)
 def test_a_report_that_cannot_be_relied_on_labels_nothing(tmp_path: Path, content: bytes) -> None:
     """It stops nobody, and its images wait for a label."""
-    assert why(lambda: labels_of(tmp_path, content).of(IMAGE, study=STUDY)) is Code.LABEL_MISSING
+    labels = labels_of(tmp_path, content)
+    assert why(lambda: labels.of(IMAGE, study=STUDY)) is Code.LABEL_MISSING
+    assert labels.unread == Unread()
+
+
+@pytest.mark.parametrize("content", UNREADABLE.values(), ids=UNREADABLE)
+def test_what_an_unreadable_report_is_about_waits(tmp_path: Path, content: bytes) -> None:
+    """It is counted, and objects of its study or accession number wait, whatever a table says of them; others do not."""
+    table(tmp_path / "ris.csv", [{"accession": number, "pathology": "benign"} for number in ("A1", "A2")])
+    labels = labels_of(tmp_path, content)
+    assert why(lambda: labels.of(IMAGE, accession="A1")) is Code.REPORT_UNREADABLE
+    assert why(lambda: labels.of(IMAGE, study=STUDY, accession="A2")) is Code.REPORT_UNREADABLE
+    assert labels.of(IMAGE, accession="A2").pathology is Pathology.BENIGN
+    assert labels.unread == Unread(reports=1)
+
+
+def test_an_unreadable_report_of_nobody_is_counted(tmp_path: Path) -> None:
+    """A file that ends in its header, or that is DICOM of no known kind, stops nobody, and is counted as one that nobody can place."""
+    table(tmp_path / "ris.csv", [{"accession": "A1", "pathology": "benign"}])
+    labels = labels_of(tmp_path, report(coded(PATHOLOGY, CARCINOMA))[:300], bytes(128) + b"DICM" + b"x" * 50)
+    assert labels.of(IMAGE, accession="A1").pathology is Pathology.BENIGN
+    assert labels.unread == Unread(reports=2, unplaced=2)
 
 
 def test_no_mutated_report_breaks_the_reader() -> None:

@@ -63,7 +63,7 @@ def intake_dicom(store: CohortStore, folder: Path, labels: Path | None, *, progr
     passed_over = labels.resolve() if labels else None
     sources = (file_source(store, path, known) for path in files_below(folder) if path.resolve() != passed_over)
     total = sum(1 for _ in files_below(folder)) if progress else None
-    return take_in(store, sources, total=total, event="intake.dicom", progress=progress)
+    return take_in(store, sources, total=total, event="intake.dicom", progress=progress, unread=known.unread)
 
 
 def files_below(folder: Path) -> Iterator[Path]:

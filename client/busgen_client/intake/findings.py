@@ -41,6 +41,7 @@ class Code(StrEnum):
     PATIENT_UNSURE = "patient-unsure"
     PIXELS_LIE = "pixels-lie"
     PIXELS_UNDECODABLE = "pixels-undecodable"
+    REPORT_UNREADABLE = "report-unreadable"
     ROLE_CONFLICT = "role-conflict"
     ROLE_UNKNOWN = "role-unknown"
     ROW_MALFORMED = "row-malformed"
@@ -69,7 +70,9 @@ REASONS: Mapping[Code, str] = {
     Code.IMAGE_SMALL: "the scan is smaller than 32 px on one side",
     Code.LABEL_CONTRADICTORY: "two labels contradict each other, or a normal image has a lesion; correct the label file",
     Code.LABEL_MISSING: "no label is given for this object; add it to the label file and take it in again",
-    Code.LABEL_UNDECIDED: "the histology is of uncertain kind (B3, atypia, borderline), or is worded as a doubt; a person must say the class",
+    Code.LABEL_UNDECIDED: (
+        "the histology is of uncertain kind (B3, atypia, borderline), or its words leave doubt about class or side; a person must say the class"
+    ),
     Code.LABEL_UNKNOWN: "the pathology label is not in the consortium's list; correct the label file",
     Code.MASK_UNREADABLE: "the lesion mask is missing, does not decode, or has another size than its image",
     Code.NO_SCAN_REGION: "the header names no B-mode tissue region, so nobody knows where burned-in text may be",
@@ -81,6 +84,7 @@ REASONS: Mapping[Code, str] = {
     Code.PATIENT_UNSURE: "patient number, name and birth date point to different patients; a person must say whose this is",
     Code.PIXELS_LIE: "the pixel data does not have the size that the header states; export it again",
     Code.PIXELS_UNDECODABLE: "the pixel data does not decode, or its kind of pixel is not supported; export it uncompressed",
+    Code.REPORT_UNREADABLE: "a structured report on this examination cannot be read, so what it says is unknown; export it again",
     Code.ROLE_CONFLICT: "this patient already has the other role; members and holdout are never mixed",
     Code.ROLE_UNKNOWN: "the role is none of train, holdout, pretrain, contradictory",
     Code.ROW_MALFORMED: "the row has more or fewer fields than the table's header",
@@ -104,7 +108,7 @@ BY_EYE = frozenset(
 BY_LABEL = frozenset(
     {
         *(Code.BOX_INVALID, Code.BOX_OUTSIDE_REGION, Code.MASK_UNREADABLE),
-        *(Code.LABEL_CONTRADICTORY, Code.LABEL_MISSING, Code.LABEL_UNDECIDED, Code.LABEL_UNKNOWN),
+        *(Code.LABEL_CONTRADICTORY, Code.LABEL_MISSING, Code.LABEL_UNDECIDED, Code.LABEL_UNKNOWN, Code.REPORT_UNREADABLE),
     }
 )
 
@@ -117,6 +121,22 @@ class QuarantineError(InputError):
         super().__init__(REASONS[code])
 
 
+@dataclass(frozen=True, order=True, slots=True)
+class Unread:
+    """Counts of structured reports that cannot be read.
+
+    Attributes:
+        reports: All of them.
+        unplaced: Those that do not even say whose they are, so that no object waits for them.
+    """
+
+    reports: int = 0
+    unplaced: int = 0
+
+
+ALL_READ = Unread()
+
+
 @dataclass(frozen=True, slots=True)
 class IntakeResult:
     """Counts of one run.
@@ -127,6 +147,7 @@ class IntakeResult:
         skipped: Rows whose role keeps them out of a hospital's cohort.
         quarantined: Objects that wait, among them those of earlier runs that were seen again.
         codes: The same objects by code.
+        unread: Structured reports among the labels that cannot be read; of several runs, the most.
     """
 
     added: int = 0
@@ -134,3 +155,4 @@ class IntakeResult:
     skipped: int = 0
     quarantined: int = 0
     codes: Mapping[str, int] = field(default_factory=dict)
+    unread: Unread = ALL_READ

@@ -5,17 +5,17 @@ What several sources say of one object is put together. Where they contradict ea
 
 import logging
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 from typing import TypeVar
 
-from busgen_client.intake.findings import Code, QuarantineError
+from busgen_client.intake.findings import ALL_READ, Code, QuarantineError, Unread
 from busgen_client.intake.frames import Box, decode_picture, mask_box
 from busgen_client.intake.mapping import Vocabulary, read_mapping
 from busgen_client.intake.ris import is_table, read_table
-from busgen_client.intake.sr import is_report, read_report
+from busgen_client.intake.sr import is_report, owners, read_report
 from busgen_client.intake.statements import Said, Statement
 from busgen_client.intake.table import content_in
 from busgen_core.labels import Birads, Pathology
@@ -28,6 +28,7 @@ log = logging.getLogger("busgen.labels")
 
 LESION = frozenset({"3", "4", "4a", "4b", "4c", "5", "6"})  # BI-RADS categories that speak of a finding which a normal image has not
 HARMLESS = frozenset({"1", "2"})  # and those that no proven malignancy has
+PROVEN = "6"  # and the one that says that malignancy is proven
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +56,11 @@ class Labels:
     Args:
         statements: What was said.
         vocabulary: The site's words.
+        unread: What could not be read.
     """
 
-    def __init__(self, statements: Iterable[Statement], vocabulary: Vocabulary) -> None:
-        self._words = vocabulary
+    def __init__(self, statements: Iterable[Statement], vocabulary: Vocabulary, unread: Unread = ALL_READ) -> None:
+        self._words, self.unread = vocabulary, unread
         self._of: dict[tuple[str, str], list[Said | Code]] = defaultdict(list)
         for one in statements:
             self._of[one.kind, one.key].append(one.said)
@@ -70,20 +72,36 @@ class Labels:
             uid: SOP Instance UID.
             study: Study Instance UID.
             accession: Accession Number.
-            side: L or R; empty if it is not known: then what is said of either side counts.
+            side: L or R; empty if it is not known: then what is said of one side can contradict a label, but gives none.
 
         Raises:
-            QuarantineError: label-missing, label-unknown, label-undecided, label-contradictory, box-invalid or mask-unreadable.
+            QuarantineError: label-missing, label-unknown, label-undecided, label-contradictory, report-unreadable, box-invalid or
+                mask-unreadable.
         """
-        return _together(list(self._said(uid, study, accession, side)), self._words)
+        sure, unsure = self._said(uid, study, accession, side)
+        label = _together([*sure, *unsure], self._words)
+        if not unsure:
+            return label
+        try:
+            return _together(sure, self._words)
+        except QuarantineError:
+            raise QuarantineError(Code.LABEL_UNDECIDED) from None
 
-    def _said(self, uid: str, study: str, accession: str, side: str) -> Iterator[Said]:
+    def _said(self, uid: str, study: str, accession: str, side: str) -> tuple[list[Said], list[Said]]:
+        """What is said of an object, and what may be said of it or not."""
+        sure: list[Said] = []
+        unsure: list[Said] = []
         for key in (("object", uid), ("study", study), ("accession", accession)):
             for said in self._of.get(key, ()) if key[1] else ():
                 if isinstance(said, Code):
                     raise QuarantineError(said)
-                if not (said.side and side) or said.side == side:
-                    yield said
+                other = said.side and side and said.side != side
+                if other and key[0] == "object":
+                    raise QuarantineError(Code.LABEL_CONTRADICTORY)
+                if not other:
+                    known = key[0] == "object" or bool(side) or not said.side
+                    (sure if known and said.weight != "doubted" else unsure).append(said)
+        return sure, unsure
 
 
 def read_labels(path: Path | None, mapping: Path | None = None) -> Labels:
@@ -98,7 +116,9 @@ def read_labels(path: Path | None, mapping: Path | None = None) -> Labels:
         ConfigError: the site's file cannot be used.
     """
     vocabulary = read_mapping(mapping)
-    return Labels([one for file in _files(path) for one in _statements(file, vocabulary, sought=path != file)], vocabulary)
+    placed: list[bool] = []
+    statements = [one for file in _files(path) for one in _statements(file, vocabulary, placed, sought=path != file)]
+    return Labels(statements, vocabulary, Unread(reports=len(placed), unplaced=placed.count(False)))
 
 
 class CurrentLabels:
@@ -140,30 +160,48 @@ def _state(file: Path) -> State | None:
     return str(file), status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def _statements(file: Path, vocabulary: Vocabulary, *, sought: bool) -> list[Statement]:
+def _statements(file: Path, vocabulary: Vocabulary, placed: list[bool], *, sought: bool) -> list[Statement]:
     """What one file says; of a folder, files that are neither table nor report say nothing."""
-    if is_report(file):
-        try:
-            return read_report(file.read_bytes(), vocabulary)
-        except (QuarantineError, OSError):
-            log.warning("labels.report-unreadable")
-            return []
+    try:
+        report = is_report(file)
+    except OSError:
+        report = sought and not is_table(file)
+    if report:
+        return _reported(file, vocabulary, placed)
     return [] if sought and not is_table(file) else read_table(file, vocabulary)
 
 
+def _reported(file: Path, vocabulary: Vocabulary, placed: list[bool]) -> list[Statement]:
+    """What a report says; of one that cannot be read, that what it is about must wait. ``placed`` notes whether it says what that is."""
+    data = b""
+    try:
+        data = file.read_bytes()
+        return read_report(data, vocabulary)
+    except (QuarantineError, OSError):
+        log.warning("labels.report-unreadable")
+    whose = owners(data)
+    placed.append(bool(whose))
+    return [Statement(kind=kind, key=key, said=Code.REPORT_UNREADABLE) for kind, key in whose]
+
+
 def _together(said: list[Said], words: Vocabulary) -> Label:
-    birads = _one({each.birads for each in said if each.birads}, finer={"4": {"4a", "4b", "4c"}})
-    pathology = _one({each.pathology for each in said if each.pathology}) or words.implied(birads or "")
+    birads = _birads(said)
+    pathology = _one({each.pathology for each in said if each.pathology}) or words.implied(_birads(each for each in said if each.weight == "stated"))
     if pathology is None:
-        raise QuarantineError(Code.LABEL_MISSING)
+        unclear = any(words.implied(each.birads) for each in said)
+        raise QuarantineError(Code.LABEL_UNDECIDED if unclear else Code.LABEL_MISSING)
     boxes = {_box(each) for each in said if each.box or each.mask}
     box, frame = _one(boxes) or (None, None)
     normal, malignant = pathology is Pathology.NORMAL, pathology is Pathology.MALIGNANT
-    if (normal and (box or birads in LESION)) or (malignant and birads in HARMLESS):
+    if (normal and (box or birads in LESION)) or (malignant and birads in HARMLESS) or (not malignant and birads == PROVEN):
         raise QuarantineError(Code.LABEL_CONTRADICTORY)
     device = _one({each.device for each in said if each.device}) or ""
     category = Birads(birads) if birads in set(Birads) else None
     return Label(pathology, box, category, scrub(device, words=device_words()), frame)
+
+
+def _birads(said: Iterable[Said]) -> str:
+    return _one({each.birads for each in said if each.birads}, finer={"4": {"4a", "4b", "4c"}}) or ""
 
 
 def _one(values: set[T], finer: Mapping[T, set[T]] | None = None) -> T | None:

@@ -44,8 +44,9 @@ def pull(store: CohortStore, spool: Spool, archive: Archive, series: Sequence[Se
         UnavailableError: objects are missing after several attempts, or the node's store failed; what came before stays.
     """
     missing: list[int] = []
-    sources = _sources(store, spool, archive, series, read_labels(labels, store.mapping), missing)
-    result = take_in(store, sources, total=sum(len(each.objects) for each in series), event="intake.pull", progress=progress)
+    known = read_labels(labels, store.mapping)
+    sources, total = _sources(store, spool, archive, series, known, missing), sum(len(each.objects) for each in series)
+    result = take_in(store, sources, total=total, event="intake.pull", progress=progress, unread=known.unread)
     if sum(missing):
         raise UnavailableError(
             f"{result.added} images were added, {sum(missing)} objects did not arrive; run the same command again, it goes on from here"

@@ -83,7 +83,8 @@ def _drain(store: CohortStore, spool: Spool, labels: CurrentLabels) -> IntakeRes
     if not spool.waiting():
         return IntakeResult()
     try:
-        return take_in(store, spool.sources(labels.now()), total=None, event="intake.receive", progress=False)
+        known = labels.now()
+        return take_in(store, spool.sources(known), total=None, event="intake.receive", progress=False, unread=known.unread)
     except BusgenError as error:
         log.warning("receiver.intake_waits code=%s", error.code)
         return IntakeResult()

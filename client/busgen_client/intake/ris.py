@@ -10,12 +10,12 @@ from typing import Literal
 
 from busgen_client.intake.findings import Code
 from busgen_client.intake.frames import Box
-from busgen_client.intake.mapping import Vocabulary, plain
+from busgen_client.intake.mapping import Side, Vocabulary, only
 from busgen_client.intake.statements import Said, Statement
+from busgen_client.intake.wording import plain
 from busgen_core.errors import TableError
 from busgen_core.labels import Pathology
-from busgen_core.tables import LARGEST
-from busgen_core.tables import read_table as csv_table
+from busgen_core.tables import LARGEST, read_whole
 
 BOX_COLUMNS = ("x0", "y0", "x1", "y1")
 SUFFIXES = (".csv", ".json")
@@ -32,12 +32,12 @@ def read_table(path: Path, vocabulary: Vocabulary) -> list[Statement]:
     """What a table says. A row about a whole examination may not have a box: nobody could tell of which frame.
 
     Raises:
-        TableError: the table as a whole cannot be used.
+        TableError: the table as a whole cannot be used, or a row is torn: nobody could tell whose label it is.
     """
-    header, rows = _json(path) if path.suffix.lower() == ".json" else csv_table(path)
+    header, rows = _json(path) if path.suffix.lower() == ".json" else read_whole(path)
     columns = _columns(header, vocabulary)
     found = []
-    for row in filter(None, rows):
+    for row in rows:
         cells = {name: [row[column].strip() for column in names if row.get(column)] for name, names in columns.items()}
         said = _said(row, cells, vocabulary, path.parent)
         kind: Literal["object", "accession"] = "object" if cells["object"] else "accession"
@@ -75,10 +75,24 @@ def _said(row: Row, cells: Mapping[str, list[str]], vocabulary: Vocabulary, fold
     if isinstance(box, Code):
         return box
     pathology, birads = next(iter(pathologies), None), next(iter(assessments), "")
-    side = vocabulary.side(cells["side"][0]) if cells["side"] else ""
+    side = _side(cells, vocabulary)
+    if isinstance(side, Code):
+        return side
     mask = (folder.resolve(), cells["mask"][0]) if cells["mask"] else None
     device = cells["device"][0] if cells["device"] else ""
     return Said(pathology=pathology if isinstance(pathology, Pathology) else None, birads=birads, side=side, box=box, mask=mask, device=device)
+
+
+def _side(cells: Mapping[str, list[str]], vocabulary: Vocabulary) -> Side | Code:
+    """The side that a row is about: by its columns, or without them by the words of its histology."""
+    stated = {vocabulary.side(text) for text in cells["side"]}
+    if bad := [each for each in stated if isinstance(each, Code)]:
+        return bad[0]
+    sides: set[Side] = {each for each in stated if not isinstance(each, Code)}
+    named = vocabulary.sides_in(" ".join(cells["pathology"]))
+    if len(sides) > 1 or (sides and named - sides and sides != {""}):
+        return Code.LABEL_CONTRADICTORY
+    return only(sides) or only(named)
 
 
 def _box(row: Row) -> Box | Code | None:
@@ -92,8 +106,8 @@ def _box(row: Row) -> Box | Code | None:
     return (x0, y0, x1, y1)
 
 
-def _json(path: Path) -> tuple[list[str], Sequence[Row | None]]:
-    """Columns and rows of a JSON file; a value that is a list or an object is left out."""
+def _json(path: Path) -> tuple[list[str], Sequence[Row]]:
+    """Columns and rows of a JSON file; a list or an object is read as the words in it, an empty value is left out."""
     try:
         if path.stat().st_size > LARGEST:
             raise TableError(f"the table is larger than {LARGEST >> 20} MiB; split it")
@@ -104,5 +118,5 @@ def _json(path: Path) -> tuple[list[str], Sequence[Row | None]]:
         raise TableError("the table is not JSON") from None
     if not isinstance(loaded, list) or not all(isinstance(row, dict) for row in loaded):
         raise TableError("the table is not a JSON list of objects")
-    rows = [{str(name): str(value) for name, value in row.items() if isinstance(value, str | int | float)} for row in loaded]
+    rows = [{str(name): value if isinstance(value, str) else json.dumps(value) for name, value in row.items() if value is not None} for row in loaded]
     return sorted({name for row in rows for name in row}), rows

@@ -2,13 +2,13 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tqdm import tqdm
 
 from busgen_client.cohort import Admission, CohortStore, NewImage
 from busgen_client.held import DELETED, RELEASED, Held, HeldStore
-from busgen_client.intake.findings import BY_EYE, BY_LABEL, REASONS, Code, IntakeResult, QuarantineError
+from busgen_client.intake.findings import ALL_READ, BY_EYE, BY_LABEL, REASONS, Code, IntakeResult, QuarantineError, Unread
 
 
 def _nothing(_code: Code | None) -> None:
@@ -51,8 +51,10 @@ class _Tally:
         )
 
 
-def take_in(store: CohortStore, sources: Iterable[Source], *, total: int | None, event: str, progress: bool) -> IntakeResult:
-    """Take all sources in, count what became of them, and note the counts in the journal.
+def take_in(
+    store: CohortStore, sources: Iterable[Source], *, total: int | None, event: str, progress: bool, unread: Unread = ALL_READ
+) -> IntakeResult:
+    """Take all sources in, count what became of them, and note the counts in the journal, those of reports that could not be read too.
 
     The cohort is held from the first source to the last, so sources that are fetched one by one keep a second intake out all the while.
 
@@ -73,9 +75,9 @@ def take_in(store: CohortStore, sources: Iterable[Source], *, total: int | None,
                 if code in BY_EYE | BY_LABEL and (held := _shown(source)) is not None:
                     waiting.put(source.key, held)
             source.done(code)
-        result = tally.result()
+        result = replace(tally.result(), unread=unread)
         detail = {"added": result.added, "duplicates": result.duplicates, "skipped": result.skipped, "quarantined": result.codes}
-        store.note(event, detail)
+        store.note(event, detail | ({"reports_unread": unread.reports, "reports_unplaced": unread.unplaced} if unread.reports else {}))
     return result
 
 
@@ -116,9 +118,10 @@ def combined(results: Iterable[IntakeResult]) -> IntakeResult:
     """The counts of several runs as those of one.
 
     >>> combined([IntakeResult(added=1), IntakeResult(added=2, quarantined=1, codes={"colour": 1})])
-    IntakeResult(added=3, duplicates=0, skipped=0, quarantined=1, codes={'colour': 1})
+    IntakeResult(added=3, duplicates=0, skipped=0, quarantined=1, codes={'colour': 1}, unread=Unread(reports=0, unplaced=0))
     """
     every = list(results)
     codes = sum((Counter(result.codes) for result in every), Counter[str]())
     added, duplicates = sum(result.added for result in every), sum(result.duplicates for result in every)
-    return IntakeResult(added, duplicates, sum(result.skipped for result in every), codes.total(), dict(sorted(codes.items())))
+    skipped, unread = sum(result.skipped for result in every), max((result.unread for result in every), default=ALL_READ)
+    return IntakeResult(added, duplicates, skipped, codes.total(), dict(sorted(codes.items())), unread)

@@ -6,7 +6,7 @@ from typing import Literal
 
 from busgen_client.intake.findings import Code
 from busgen_client.intake.frames import Box
-from busgen_client.intake.mapping import Side
+from busgen_client.intake.mapping import Side, Weight
 from busgen_core.labels import Pathology
 
 
@@ -21,6 +21,7 @@ class Said:
         box: Lesion box in pixels of the whole frame.
         mask: Folder of the table, and the mask that it names.
         device: Scanner's model, as written.
+        weight: ``stated`` labels; a BI-RADS category that is ``mentioned`` does not stand in for a histology; the ``doubted`` only contradicts.
     """
 
     pathology: Pathology | None = None
@@ -29,6 +30,7 @@ class Said:
     box: Box | None = None
     mask: tuple[Path, str] | None = None
     device: str = ""
+    weight: Weight = "stated"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -53,7 +53,7 @@ def _patiently(store: CohortStore, files: Sequence[Path], labels: CurrentLabels,
         try:
             known = labels.now()
             sources = (file_source(store, path, known) for path in files)
-            return take_in(store, sources, total=len(files), event="intake.dicom", progress=progress)
+            return take_in(store, sources, total=len(files), event="intake.dicom", progress=progress, unread=known.unread)
         except (StateError, TableError):
             stop.wait(PAUSE_SECONDS)
     return IntakeResult()

@@ -11,12 +11,13 @@ its stratum (the worst class of the patient's first object), so that ``data_card
 """
 
 import fcntl
+import io
 import json
 import os
 import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -299,10 +300,14 @@ class CohortStore:
         return patient
 
     def _renewed(self, session: Session, undo: ExitStack, image: NewImage) -> str:
-        """Store an image that is there already as it is here, under the same id; returns the name of the file that it had."""
+        """Store an image that is there already as it is here, under the same id; returns the name of the file that it had.
+
+        What is black in that one stays black, since a person may have blacked it out; where it was cut otherwise, it is replaced.
+        """
         row = session.scalars(select(ImageRow).where(ImageRow.source_key == image.source_key)).one()
-        before = row.file
-        row.file, row.sha256 = self._written(undo, image, row.image_id, self.files.name_for(session, row.image_id, anew=True))
+        before, gray = row.file, _black_in_both(image.gray, self.files.read(row))
+        name = self.files.name_for(session, row.image_id, anew=True)
+        row.file, row.sha256 = self._written(undo, replace(image, gray=gray), row.image_id, name)
         row.box = None if image.box is None or row.pathology == Pathology.NORMAL else list(image.box)
         return before
 
@@ -439,6 +444,16 @@ class CohortStore:
             return {role: {p: shown.get((role, p.value)) for p in Pathology} for role in ROLES}
 
         return CohortSummary(patients=table(0), images=table(1), quarantined={row.code: row.held for row in held})
+
+
+def _black_in_both(gray: "NDArray[np.uint8]", png: bytes) -> "NDArray[np.uint8]":
+    """``gray``, black where the picture in ``png`` is, if that is of the same size."""
+    import numpy as np
+    from PIL import Image
+
+    with Image.open(io.BytesIO(png), formats=("PNG",)) as picture:
+        stored = np.asarray(picture)
+    return np.where(stored == 0, np.uint8(0), gray) if stored.shape == gray.shape else gray
 
 
 def _object_rows(images: Sequence[NewImage]) -> list[ObjectRow]:

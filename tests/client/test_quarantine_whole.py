@@ -141,6 +141,20 @@ def test_what_is_blacked_out_is_black_in_an_image_that_came_before(store: Cohort
     assert verify(store, progress=False).whole
 
 
+def test_what_one_person_blacked_out_another_does_not_bring_back(store: CohortStore, quarantine: Quarantine, clip: str) -> None:
+    """A frame that two objects share, released with other boxes each time, is black in all of them."""
+    still = frames(store)[2]
+    source = Source(key=store.pseudonyms.key("object", "still"), read=refuse, show=lambda: Held(images=(still,)))
+    take_in(store, [source], total=1, event="test", progress=False)
+    for name, corners in ((source.key[:12], (50, 10, 60, 20)), (clip, (10, 30, 30, 40))):
+        quarantine.mask(name, corners, who=ADA)
+        quarantine.release(name, who=ADA)
+    (kept,) = [pixels for row, pixels in stored(store) if row.source_key == still.source_key]
+    expected = still.gray.copy()
+    expected[10:20, 50:60] = expected[30:40, 10:30] = 0
+    assert np.array_equal(kept, expected)
+
+
 def in_between(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> list[object]:
     """Let another person act in the middle of a release; what came of it is in the list once both are done."""
     came: list[object] = []

@@ -27,7 +27,7 @@ from busgen_client.cohort_rows import QuarantineRow
 from busgen_client.devices import phantom_keys
 from busgen_client.masks import Pixels
 from busgen_client.patients import Person
-from busgen_client.quarantine_rows import DecisionRow, DeviceRow, HeldRow
+from busgen_client.quarantine_rows import DecisionRow, DeviceRow, HeldRow, PlaceRow
 from busgen_core.errors import CorruptImageError
 from busgen_core.images import encode_png
 from busgen_core.labels import Birads, Pathology
@@ -110,10 +110,31 @@ class HeldStore:
             session.commit()
         _unlink(files)
 
+    def follow(self, place: str, source_key: str) -> None:
+        """Note as what a row of a table waits now, empty if it does not. What it waited as before is given up, unless another row is it.
+
+        Where nothing is noted, it waited under ``place`` itself, as it does while it has no picture.
+        """
+        with Session(self._engine) as session:
+            noted = session.get(PlaceRow, place)
+            before = noted.source_key if noted else place
+            if before == source_key:
+                return
+            if source_key:
+                session.merge(PlaceRow(place=place, source_key=source_key))
+            elif noted:
+                session.delete(noted)
+            if session.scalar(select(PlaceRow.place).where(PlaceRow.source_key == before).limit(1)):
+                before = ""
+            session.execute(delete(QuarantineRow).where(QuarantineRow.source_key == before))
+            session.commit()
+        self.drop(before)
+
     def forget(self, patient_key: str) -> None:
         """Delete all that waits of a patient. Hold ``CohortStore.intake`` meanwhile."""
         with Session(self._engine) as session:
             theirs = select(HeldRow.source_key).where(HeldRow.patient_key == patient_key)
+            session.execute(delete(PlaceRow).where(PlaceRow.source_key.in_(theirs)))
             session.execute(delete(QuarantineRow).where(QuarantineRow.source_key.in_(theirs)))
             session.execute(delete(HeldRow).where(HeldRow.patient_key == patient_key))
             session.commit()
@@ -126,24 +147,17 @@ class HeldStore:
             session.commit()
         self._unlink_strays()
 
-    def decide(self, source_key: str, verdict: str) -> str:
-        """Remember what a person decided of an object; before ``drop``, so that it is known by its other key too.
-
-        Returns:
-            That key, ``object_key``; empty where none of its pixels is here.
-        """
-        with Session(self._engine) as session:
-            row = session.get(HeldRow, source_key)
-            object_key = row.object_key if row else ""
-            session.merge(DecisionRow(source_key=source_key, object_key=object_key, verdict=verdict))
-            session.commit()
-            return object_key
-
     def decided(self, source_key: str) -> str:
         """``RELEASED``, ``DELETED``, or empty for an object that nobody has decided on."""
         with Session(self._engine) as session:
             row = session.get(DecisionRow, source_key)
             return row.verdict if row else ""
+
+    def deleted(self, object_key: str) -> bool:
+        """Whether a person deleted a DICOM object, in whatever file it came."""
+        deleted = select(DecisionRow.source_key).where(DecisionRow.object_key == object_key, DecisionRow.verdict == DELETED)
+        with Session(self._engine) as session:
+            return bool(object_key) and session.scalar(deleted.limit(1)) is not None
 
     def knows(self, object_key: str) -> bool:
         """Whether a DICOM object waits here or was decided on, so that it need not be fetched again."""
@@ -155,12 +169,6 @@ class HeldStore:
         """Whether a person here vouched for a model; simulated scanners need nobody to. What has no key is never trusted."""
         with Session(self._engine) as session:
             return bool(device_key) and (device_key in self._phantoms or session.get(DeviceRow, device_key) is not None)
-
-    def vouch(self, device_key: str, *, device: str) -> None:
-        """Trust a model from now on; ``device`` is its scrubbed name, to be shown."""
-        with Session(self._engine) as session:
-            session.merge(DeviceRow(device_key=device_key, device=device))
-            session.commit()
 
     def files(self) -> set[str]:
         """Names of the files that rows name, there or not."""

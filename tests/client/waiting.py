@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from pydicom import dcmread
+from sqlalchemy.orm import Session
 
 from busgen_client.cohort import CohortStore
 from busgen_client.devices import device_key
-from busgen_client.held import HeldStore
 from busgen_client.intake.dicom import intake_dicom
 from busgen_client.intake.header import quietly
 from busgen_client.intake.phantom_dicom import write_phantom_study
 from busgen_client.intake.table import intake_table
+from busgen_client.quarantine_rows import DeviceRow
 
 DEVICE = "LOGIQ E9"
 COLUMNS, ROWS = 320, 200  # px of the table's pictures
@@ -37,13 +38,15 @@ def vouch(store: CohortStore, path: Path) -> None:
     with quietly():
         header = dcmread(path, stop_before_pixels=True)
     maker, model = (str(header.get(word) or "") for word in ("Manufacturer", "ManufacturerModelName"))
-    HeldStore(store).vouch(device_key(store.pseudonyms.key, manufacturer=maker, model=model), device=model)
+    with Session(store.engine) as session:
+        session.merge(DeviceRow(device_key=device_key(store.pseudonyms.key, manufacturer=maker, model=model), device=model))
+        session.commit()
 
 
-def table_to_look_at(folder: Path) -> None:
+def table_to_look_at(folder: Path, *, seed: int = 0) -> None:
     """Two rows: one whose picture has a coloured part, one whose label is none of the list."""
     folder.mkdir()
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     with (folder / "images.csv").open("w", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(["image_id", "file", "pathology", "group"])

@@ -7,6 +7,7 @@ Guarantees:
       furniture too.
     - Whatever a file holds, it is admitted, counted as a duplicate, or waits in quarantine; no file ends the run.
     - An object counts once: by its SOP Instance UID and pixels, also in another transfer syntax, and by its pixels within a patient.
+    - An object that a person saw and deleted is passed over by its SOP Instance UID, in whatever file it comes.
 """
 
 import os
@@ -93,10 +94,12 @@ def _content(store: CohortStore, path: Path, *, sealed: bool) -> bytes:
     return store.vault.read(path, role=SPOOL, name=path.stem) if sealed else path.read_bytes()
 
 
-def _guarded(store: CohortStore, data: bytes, labels: Labels, known: Known) -> list[NewImage] | int:
+def _guarded(store: CohortStore, data: bytes, labels: Labels, known: Known) -> list[NewImage] | int | None:
     """``_images`` behind a last barrier: what nobody thought of makes one object wait, and does not end the run."""
     try:
         clean = read_clean(data, _profile(store))
+        if HeldStore(store).deleted(store.pseudonyms.object_key(clean.identity.sop_uid)):
+            return None
         return _taken(store, clean) or _images(store, clean, labels, known)
     except BusgenError:
         raise

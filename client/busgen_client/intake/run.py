@@ -26,14 +26,16 @@ class Source:
     Attributes:
         key: Keyed digest under which it would be quarantined.
         read: Returns its clean images; or how many it gave, where it is known to be in the cohort already; or None for an object that is no
-            business of this cohort. Raises ``QuarantineError``.
+            business of this cohort, or was deleted by a person. Raises ``QuarantineError``.
         show: Returns what a person is shown of an object that waits. Raises whatever it likes where there is nothing to show.
+        place: Where a row of a table stands, as a keyed digest: what waited for the row before its picture was corrected waits no more.
         done: Told once what became of it is on the disk: the code under which it waits, or None.
     """
 
     key: str
     read: Callable[[], Sequence[NewImage] | int | None]
     show: Callable[[], Held | None] = _no_picture
+    place: str = ""
     done: Callable[[Code | None], None] = _nothing
 
 
@@ -74,6 +76,8 @@ def take_in(
                 store.quarantine(source.key, code=code.value, reason=REASONS[code])
                 if code in BY_EYE | BY_LABEL and (held := _shown(source)) is not None:
                     waiting.put(source.key, held)
+            if source.place:
+                waiting.follow(source.place, source.key if code else "")
             source.done(code)
         result = replace(tally.result(), unread=unread)
         detail = {"added": result.added, "duplicates": result.duplicates, "skipped": result.skipped, "quarantined": result.codes}
@@ -96,22 +100,23 @@ def _admit(store: CohortStore, waiting: HeldStore, source: Source, tally: _Tally
         tally.seen[Admission.DUPLICATE] += 1
         return
     images = source.read()
-    if images is None:
-        tally.skipped += 1
+    if images is None or isinstance(images, int):
+        _waits_no_more(store, waiting, source.key)
+        tally.skipped += images is None
+        tally.seen[Admission.DUPLICATE] += images or 0
         return
-    if isinstance(images, int):
-        store.lift(source.key)
-        waiting.drop(source.key)
-        tally.seen[Admission.DUPLICATE] += images
-        return
-    outcomes = [store.add(image, clears=source.key) for image in images]
+    outcomes = store.add_all(images, clears=source.key)
     tally.seen.update(outcomes)
     if Admission.ROLE_CONFLICT in outcomes:
         raise QuarantineError(Code.ROLE_CONFLICT)
     if Admission.WITHDRAWN in outcomes:
         raise QuarantineError(Code.CONSENT_WITHDRAWN)
-    store.settle(images)
     waiting.drop(source.key)
+
+
+def _waits_no_more(store: CohortStore, waiting: HeldStore, key: str) -> None:
+    store.lift(key)
+    waiting.drop(key)
 
 
 def combined(results: Iterable[IntakeResult]) -> IntakeResult:

@@ -31,7 +31,7 @@ from busgen_client.settings import NodeSettings
 from busgen_core.errors import ConsentWithdrawnError, InputError, StateError, StorageFullError
 from busgen_core.labels import Pathology
 from tests.client.test_quarantine import journal, named, one_waiting, stored
-from tests.client.waiting import DEVICE
+from tests.client.waiting import DEVICE, vouch
 
 pytestmark = pytest.mark.usefixtures("unread")
 ADA, BEA = "ada", "bea"  # two stewards
@@ -268,7 +268,7 @@ def test_a_deleted_object_does_not_come_back_in_another_file(
     assert take(store, study).codes == {"device-unknown": 1}
     name = named(quarantine, Code.DEVICE_UNKNOWN)
     quarantine.delete(name, who=ADA)
-    quarantine.trust(DEVICE, who=ADA)
+    vouch(store, study / "IM00001")
     rewrite(study, change)
     assert take(store, study) == IntakeResult(skipped=1)
     assert (stored(store), quarantine.items()) == ([], [])

@@ -72,6 +72,7 @@ class Admission(StrEnum):
     ADDED = "added"
     DUPLICATE = "duplicate"
     ROLE_CONFLICT = "role-conflict"
+    PATIENT_CONFLICT = "patient-conflict"
     WITHDRAWN = "withdrawn"
 
 
@@ -169,6 +170,14 @@ class CohortStore:
         with store_errors(), Session(self._engine) as session:
             return patients.resolve(session, person)
 
+    def learn(self, person: patients.Person) -> None:
+        """Note by what else a patient of the cohort is known, from an object that brings no new image; nothing of anybody else."""
+        with store_errors(), Session(self._engine) as session:
+            patient_key = patients.resolve(session, person)
+            if patient_key and session.get(PatientRow, patient_key):
+                patients.remember(session, patient_key, person)
+                session.commit()
+
     def canonical(self, patient_key: str) -> str:
         """The key under which a patient is held, given that of any identifier of theirs."""
         with store_errors(), Session(self._engine) as session:
@@ -238,7 +247,11 @@ class CohortStore:
         with store_errors(), Session(self._engine) as session:
             if self._withdrawn(session, image.patient_key, image.person):
                 return Admission.WITHDRAWN
-            if session.scalar(select(ImageRow.image_id).where(ImageRow.source_key == image.source_key)):
+            if whose := session.scalar(select(ImageRow.patient_key).where(ImageRow.source_key == image.source_key)):
+                if whose != image.patient_key:
+                    return Admission.PATIENT_CONFLICT
+                if image.person is not None:
+                    patients.remember(session, whose, image.person)
                 session.execute(delete(QuarantineRow).where(QuarantineRow.source_key == clears))
                 session.commit()
                 return Admission.DUPLICATE

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from pydicom import dcmread
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 from typer.testing import CliRunner
@@ -267,6 +268,59 @@ def test_withdrawn_consent_empties_the_quarantine_of_that_patient(node: NodeSett
     withdraw(node, store.pseudonyms.patient_key("who goes"), known=False)
     assert [item.name == gone for item in Quarantine(store).items()] == [False]
     assert len(list((store.data / "quarantine").iterdir())) == 1
+
+
+BORN = "19610412"
+
+
+def waiting_for_its_scanner(store: CohortStore, number: str, name: str = "") -> None:
+    """An object of a patient of this number, and name, waits with a picture."""
+    person = store.pseudonyms.person(number, name=name, birth_date=BORN if name else "")
+    frame = np.random.default_rng(len(number)).integers(1, 255, (64, 80), dtype=np.uint8)
+    key = store.pseudonyms.key("test", number, name)
+    image = NewImage(gray=frame, patient_key=person.key, pathology=Pathology.BENIGN, box=None, device=DEVICE, source_key=key, person=person)
+    store.quarantine(key, code=Code.DEVICE_UNKNOWN, reason="")
+    HeldStore(store).put(key, Held(images=(image,)))
+
+
+def admitted(store: CohortStore, number: str, name: str) -> None:
+    person = store.pseudonyms.person(number, name=name, birth_date=BORN)
+    frame = np.random.default_rng(3).integers(1, 255, (64, 80), dtype=np.uint8)
+    store.add(NewImage(gray=frame, patient_key=person.key, pathology=Pathology.BENIGN, box=None, device="", source_key=number, person=person))
+
+
+@pytest.mark.parametrize("by", ["1", "22"])
+def test_what_waits_under_another_number_goes_with_its_patient(node: NodeSettings, store: CohortStore, by: str) -> None:
+    """One patient, taken in under one number, waits under a second number by name, and once by the second number alone. A withdrawal by either
+    number deletes image, pictures and rows, and both numbers are refused; somebody else's object waits on."""
+    admitted(store, "1", "Doe^Jane")
+    waiting_for_its_scanner(store, "22", "Doe^Jane")
+    waiting_for_its_scanner(store, "22")
+    waiting_for_its_scanner(store, "333", "Roe^Mary")
+    assert withdraw(node, store.pseudonyms.patient_key(by)).images == 1
+    assert [person.key for person in HeldStore(store).people()] == [store.pseudonyms.patient_key("333")]
+    assert (len(Quarantine(store).items()), len(list((store.data / "quarantine").iterdir())), stored(store)) == (1, 1, [])
+    assert all(store.withdrawn(store.pseudonyms.person(number)) for number in ("1", "22"))
+
+
+def test_a_patient_of_whom_everything_waits_can_withdraw(node: NodeSettings, store: CohortStore) -> None:
+    """Nothing was taken in of the patient, so only what waits says that two numbers are one patient's; all of it goes."""
+    waiting_for_its_scanner(store, "1", "Doe^Jane")
+    waiting_for_its_scanner(store, "22", "Doe^Jane")
+    waiting_for_its_scanner(store, "1")
+    withdraw(node, store.pseudonyms.patient_key("22"))
+    assert (HeldStore(store).people(), list((store.data / "quarantine").iterdir())) == ([], [])
+    assert store.withdrawn(store.pseudonyms.person("1"))
+
+
+def test_no_picture_is_kept_of_a_patient_who_withdrew(node: NodeSettings, store: CohortStore, tmp_path: Path) -> None:
+    """An object of an unknown scanner whose patient withdrew consent is refused; it does not wait with its picture."""
+    study_of_unknown_device(tmp_path / "study")
+    header = dcmread(tmp_path / "study" / "IM00001")
+    withdraw(node, store.pseudonyms.patient_key(header.PatientID, issuer=header.IssuerOfPatientID), known=False)
+    result = intake_dicom(store, tmp_path / "study", tmp_path / "study" / "labels.csv", progress=False)
+    assert set(result.codes) == {"consent-withdrawn"}
+    assert not (store.data / "quarantine").exists()
 
 
 def test_a_patient_who_withdrew_is_not_released(node: NodeSettings, store: CohortStore, monkeypatch: pytest.MonkeyPatch) -> None:

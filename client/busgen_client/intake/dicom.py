@@ -7,6 +7,8 @@ Guarantees:
       furniture too.
     - Whatever a file holds, it is admitted, counted as a duplicate, or waits in quarantine; no file ends the run.
     - An object counts once: by its SOP Instance UID and pixels, also in another transfer syntax, and by its pixels within a patient.
+    - An object that comes again is the same patient's, or waits; what it says of the patient is learnt, a new number too.
+    - Of a patient who withdrew consent, nothing is decoded and no picture is kept.
 """
 
 import os
@@ -19,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
 
-from busgen_client.cohort import CohortStore, NewImage, Origin
+from busgen_client.cohort import CohortStore, NewImage, ObjectRow, Origin
 from busgen_client.held import Held, HeldStore
 from busgen_client.intake.decode import check_described, frames
 from busgen_client.intake.findings import Code, IntakeResult, QuarantineError
@@ -111,7 +113,17 @@ def _refuse(code: Code) -> list[NewImage]:
 def _taken(store: CohortStore, clean: Clean) -> int:
     """Images that this very object gave to the cohort before; 0 if it is new, so nothing is decoded twice."""
     row = store.taken(store.pseudonyms.object_key(clean.identity.sop_uid))
-    return row.images if row and row.pixels_key == _pixels_key(store, clean) else 0
+    if row is None or row.pixels_key != _pixels_key(store, clean):
+        return 0
+    _check_same(row, _patient(store, clean))
+    store.learn(_person(store, clean.identity))
+    return row.images
+
+
+def _check_same(row: ObjectRow, patient_key: str) -> None:
+    """An object is not given to another patient by being sent again: a person must say whose it is."""
+    if row.patient_key != patient_key:
+        raise QuarantineError(Code.PATIENT_UNSURE)
 
 
 def _pixels_key(store: CohortStore, clean: Clean) -> str:
@@ -136,7 +148,7 @@ def _profile(store: CohortStore) -> Profile:
 def _images(store: CohortStore, clean: Clean, labels: Labels, known: Known) -> list[NewImage]:
     patient_key = _patient(store, clean)
     crop, scans, digests = clean_scans(clean.header, deny=clean.deny, known=known)
-    origin = _origin(store, clean, digests)
+    origin = _origin(store, clean, patient_key, digests)
     if not HeldStore(store).trusts(clean.device):
         raise QuarantineError(Code.DEVICE_UNKNOWN)
     return _new_images(store, clean, patient_key, _Scans(crop, scans, digests), origin, _label(clean, labels))
@@ -144,9 +156,13 @@ def _images(store: CohortStore, clean: Clean, labels: Labels, known: Known) -> l
 
 def _patient(store: CohortStore, clean: Clean) -> str:
     try:
-        patient_key = store.patient_of(_person(store, clean.identity))
+        person = _person(store, clean.identity)
     except InputError:
         raise QuarantineError(Code.PATIENT_MISSING) from None
+    if store.withdrawn(person):
+        store.learn(person)  # images taken in under another identifier are reached by repeating the withdrawal
+        raise QuarantineError(Code.CONSENT_WITHDRAWN)
+    patient_key = store.patient_of(person)
     if patient_key is None:
         raise QuarantineError(Code.PATIENT_UNSURE)
     return patient_key
@@ -196,7 +212,7 @@ def to_look_at(store: CohortStore, data: bytes, labels: Labels, *, known: Known 
     """
     clean = read_clean(data, _profile(store))
     patient_key, found = _patient(store, clean), _shown(clean.header, deny=clean.deny, known=known)
-    origin = _origin(store, clean, found.digests)
+    origin = _origin(store, clean, patient_key, found.digests)
     try:
         return Held(images=tuple(_new_images(store, clean, patient_key, found, origin, _label(clean, labels))))
     except QuarantineError:  # the label is what it waits for
@@ -253,14 +269,16 @@ def _digest(frame: NDArray[np.uint8]) -> str:
     return sha256_bytes(repr(frame.shape).encode() + frame.tobytes())
 
 
-def _origin(store: CohortStore, clean: Clean, digests: list[str]) -> Origin:
+def _origin(store: CohortStore, clean: Clean, patient_key: str, digests: list[str]) -> Origin:
     """What is noted of the object.
 
     Raises:
-        QuarantineError: uid-reused.
+        QuarantineError: uid-reused, or patient-unsure.
     """
     key, frames_key = store.pseudonyms.object_key(clean.identity.sop_uid), store.pseudonyms.key("frames", *digests)
     row = store.taken(key)
     if row is not None and row.frames_key != frames_key:
         raise QuarantineError(Code.UID_REUSED)
+    if row is not None:
+        _check_same(row, patient_key)
     return Origin(object_key=key, pixels_key=_pixels_key(store, clean), frames_key=frames_key)

@@ -106,6 +106,8 @@ def _admit(store: CohortStore, waiting: HeldStore, source: Source, tally: _Tally
     tally.seen.update(outcomes)
     if Admission.ROLE_CONFLICT in outcomes:
         raise QuarantineError(Code.ROLE_CONFLICT)
+    if Admission.PATIENT_CONFLICT in outcomes:
+        raise QuarantineError(Code.PATIENT_UNSURE)
     if Admission.WITHDRAWN in outcomes:
         raise QuarantineError(Code.CONSENT_WITHDRAWN)
     store.settle(images)

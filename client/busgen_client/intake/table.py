@@ -137,9 +137,12 @@ def _label(row: Mapping[str, str]) -> Pathology:
 
 def _patient(store: CohortStore, row: Mapping[str, str]) -> str:
     try:
-        return store.pseudonyms.patient_key(row.get("group") or row.get("patient_id", ""))
+        person = store.pseudonyms.person(row.get("group") or row.get("patient_id", ""))
     except InputError:
         raise QuarantineError(Code.PATIENT_MISSING) from None
+    if store.withdrawn(person):
+        raise QuarantineError(Code.CONSENT_WITHDRAWN)
+    return store.canonical(person.key)
 
 
 def _device(store: CohortStore, text: str, deny: frozenset[str]) -> str:

@@ -1,8 +1,9 @@
 """The commands ``busgen-node quarantine``: what waits, and what people do with it, without a browser."""
 
 import dataclasses
-import getpass
 import json
+import os
+import pwd
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
@@ -20,6 +21,8 @@ from busgen_core.labels import Pathology
 
 quarantine_app = typer.Typer(no_args_is_help=True, help="What waits for a person.")
 
+MOST_SKIPPED = 10**9  # SQLite counts to 2**63 - 1
+
 Name = Annotated[str, typer.Argument(help="The object, as 'quarantine list' names it.")]
 
 
@@ -27,7 +30,7 @@ Name = Annotated[str, typer.Argument(help="The object, as 'quarantine list' name
 def list_items(
     code: Annotated[str, typer.Option(help="Only what waits for this reason.")] = "",
     most: Annotated[int, typer.Option(help="At most so many.", min=1)] = 50,
-    skip: Annotated[int, typer.Option(help="Leave out so many first.", min=0)] = 0,
+    skip: Annotated[int, typer.Option(help="Leave out so many first.", min=0, max=MOST_SKIPPED)] = 0,
     config: Config = NODE_TOML,
     as_json: AsJson = False,
 ) -> None:
@@ -76,10 +79,7 @@ def mask(
     boxes, quarantine = [_corners(text) for text in box or ()], _quarantine(config)
     if not boxes and not clear:
         raise InputError("give a --box, or --clear")
-    item = quarantine.unmask(name, who=_who()) if clear else quarantine.item(name)
-    for corners in boxes:
-        item = quarantine.mask(name, corners, who=_who(), keep=keep)
-    _say(_shown(item), as_json)
+    _say(_shown(quarantine.draw(name, boxes, who=_who(), keep=keep, clear=clear)), as_json)
 
 
 @quarantine_app.command("release")
@@ -146,8 +146,12 @@ def _quarantine(config: Path) -> Quarantine:
 
 
 def _who() -> str:
-    """Who sits at the command line, for the journal."""
-    return f"{getpass.getuser()} (command line)"
+    """Who sits at the command line, for the journal: as the system knows the process, since anybody can set LOGNAME."""
+    try:
+        name = pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # in a container, a user without a name
+        name = f"user {os.getuid()}"
+    return f"{name} (command line)"
 
 
 def _corners(text: str) -> list[int]:

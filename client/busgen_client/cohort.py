@@ -1,9 +1,9 @@
 """The node's cohort: de-identified frames in data/images, their rows in the node's store, and the patient-wise split.
 
-An image exists when its row does. Its file is complete on disk (written aside, fsync, renamed) before the row commits, so a crash
-leaves at most a file that no row names; the next ``CohortStore.intake`` sweeps those. Nothing of the patient is in a file name: patients and
-sources are known only by keyed digests (HMAC-SHA256) under data/secret.key, which never leaves the node. Where the site seals its files
-(``storage``), each image is sealed for its own id.
+An image exists when its row does, and the images of an object come to exist all at once. Files are complete on disk (written aside, fsync,
+renamed) before the rows commit, so a crash leaves at most files that no row names; the next ``CohortStore.intake`` sweeps those. Nothing of
+the patient is in a file name: patients and sources are known only by keyed digests (HMAC-SHA256) under data/secret.key, which never leaves the
+node. Where the site seals its files (``storage``), each image is sealed for its own id.
 
 A patient's role is drawn by a keyed digest of the patient alone. Balancing strata would make one patient's role depend on who else came, and
 "add or remove one patient" would then change more than one patient's part: epsilon would not hold as stated. The journal notes each role with
@@ -15,19 +15,18 @@ import json
 import os
 import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from sqlalchemy import Engine, delete, func, select
-from sqlalchemy.exc import DatabaseError
 from sqlalchemy.orm import Session
 
 from busgen_client import patients
 from busgen_client.cohort_rows import ROLES, ImageRow, JournalRow, ObjectRow, PatientRow, QuarantineRow, Role, WithdrawnRow
-from busgen_client.database import open_store, store_errors
+from busgen_client.database import Base, open_store, store_errors
 from busgen_client.image_files import ImageFiles
 from busgen_client.pseudonyms import site_pseudonyms
 from busgen_client.storage import StorageSettings, Vault
@@ -76,6 +75,9 @@ class Admission(StrEnum):
     WITHDRAWN = "withdrawn"
 
 
+REFUSED = frozenset({Admission.PATIENT_CONFLICT, Admission.ROLE_CONFLICT, Admission.WITHDRAWN})
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Origin:
     """The DICOM object that images come from, by keyed digests: see ``ObjectRow``."""
@@ -100,6 +102,7 @@ class NewImage:
         origin: The DICOM object that it comes from, if any.
         birads: BI-RADS assessment, or None.
         person: By what the patient is known again, if the source says more than an identifier.
+        frame_key: Keyed digest of the frame as it came, where ``source_key`` is made of it and the patient: see ``frame_source``.
     """
 
     gray: "NDArray[np.uint8]"
@@ -112,6 +115,7 @@ class NewImage:
     origin: Origin | None = None
     birads: Birads | None = None
     person: patients.Person | None = None
+    frame_key: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -169,6 +173,24 @@ class CohortStore:
         """The key of the patient whom an object belongs to; None where its marks contradict each other (see ``patients.resolve``)."""
         with store_errors(), Session(self._engine) as session:
             return patients.resolve(session, person)
+
+    def as_known(self, image: NewImage) -> NewImage | None:
+        """An image that waited, as the patient's whose it is by what is known now; None where its marks contradict each other.
+
+        Raises:
+            StateError: it is another's now, and was held back by an earlier version, which did not keep what a change of hands needs.
+        """
+        person = image.person or patients.Person(key=image.patient_key)
+        patient_key = image.patient_key if self.withdrawn(person) else self.patient_of(person)
+        if patient_key is None:
+            return None
+        if patient_key == image.patient_key:
+            return image
+        if image.person is None:  # its source key does not depend on the patient
+            return replace(image, patient_key=patient_key)
+        if not image.frame_key:
+            raise StateError("whose this object is was learnt since it was held back, by an earlier version; take it in again")
+        return replace(image, patient_key=patient_key, source_key=self.pseudonyms.frame_source(patient_key, image.frame_key))
 
     def learn(self, person: patients.Person) -> None:
         """Note by what else a patient of the cohort is known, from an object that brings no new image; nothing of anybody else."""
@@ -236,57 +258,101 @@ class CohortStore:
             yield lock
 
     def add(self, image: NewImage, *, clears: str = "") -> Admission:
-        """Admit one image: file first, then row, patient, journal and the lifted quarantine in one transaction.
+        """``add_all`` of one image."""
+        return self.add_all([image], clears=clears)[0]
+
+    def add_all(self, images: Sequence[NewImage], *, clears: str = "", renew: bool = False, beside: Sequence[Base] = ()) -> list[Admission]:
+        """Admit all images of an object or none: files first, then one transaction with rows, patient, journal and the lifted quarantine.
 
         Args:
-            image: The clean frame.
+            images: Its clean frames, of one patient.
             clears: Quarantine key that is lifted by this admission.
+            renew: Store images that are there already anew, as they are here: a person blacked something out.
+            beside: Rows that are written in the same transaction.
+
+        Returns:
+            What became of each; where one is refused, all are.
+
+        Raises:
+            StorageFullError: no room; nothing was admitted.
         """
+        with store_errors(), Session(self._engine) as session, ExitStack() as undo:
+            outcomes = [self._admitted(session, undo, image) for image in images]
+            if refused := next((each for each in outcomes if each in REFUSED), None):
+                return [refused] * len(outcomes)
+            there = [image for image, outcome in zip(images, outcomes, strict=True) if renew and outcome is Admission.DUPLICATE]
+            replaced = [self._renewed(session, undo, image) for image in there]
+            for row in (*_object_rows(images), *beside):
+                session.merge(row)
+            session.execute(delete(QuarantineRow).where(QuarantineRow.source_key == clears))
+            session.commit()
+            undo.pop_all()
+            self.files.delete(replaced)
+        return outcomes
+
+    def _admitted(self, session: Session, undo: ExitStack, image: NewImage) -> Admission:
+        """Write one file and its rows, in the caller's transaction."""
+        if self._withdrawn(session, image.patient_key, image.person):
+            return Admission.WITHDRAWN
+        if whose := session.scalar(select(ImageRow.patient_key).where(ImageRow.source_key == image.source_key)):
+            return self._again(session, image, whose)
+        if image.origin and (before := session.get(ObjectRow, image.origin.object_key)) and before.patient_key != image.patient_key:
+            return Admission.PATIENT_CONFLICT
+        patient = session.get(PatientRow, image.patient_key)
+        if patient is not None and image.role not in (None, patient.role):
+            return Admission.ROLE_CONFLICT
+        patient = patient or self._new_patient(session, image)
+        if image.person is not None:
+            patients.remember(session, image.patient_key, image.person)
+        image_id = uuid.uuid4().hex
+        file, sha256 = self._written(undo, image, image_id, self.files.name_for(session, image_id))
+        row = ImageRow(
+            image_id=image_id,
+            patient_key=image.patient_key,
+            role=patient.role,
+            pathology=image.pathology.value,
+            birads=image.birads,
+            box=None if image.box is None else list(image.box),
+            device=image.device,
+            file=file,
+            sha256=sha256,
+            source_key=image.source_key,
+        )
+        session.add(row)
+        return Admission.ADDED
+
+    def _again(self, session: Session, image: NewImage, whose: str) -> Admission:
+        """An image that is there already: the same patient's, of whom it may say more, or nobody knows whose."""
+        if whose != image.patient_key:
+            return Admission.PATIENT_CONFLICT
+        if image.person is not None:
+            patients.remember(session, whose, image.person)
+        return Admission.DUPLICATE
+
+    def _new_patient(self, session: Session, image: NewImage) -> PatientRow:
+        role = image.role or self.pseudonyms.own_role(image.patient_key)
+        patient = PatientRow(patient_key=image.patient_key, role=role, rule="given" if image.role else "hmac-60-40")
+        detail = {"patient": image.patient_key, "role": role, "rule": patient.rule, "stratum": image.pathology.value}
+        session.add_all([patient, JournalRow(event="split", detail=json.dumps(detail))])
+        session.flush()
+        return patient
+
+    def _renewed(self, session: Session, undo: ExitStack, image: NewImage) -> str:
+        """Store an image that is there already as it is here, under the same id; returns the name of the file that it had."""
+        row = session.scalars(select(ImageRow).where(ImageRow.source_key == image.source_key)).one()
+        before = row.file
+        row.file, row.sha256 = self._written(undo, image, row.image_id, self.files.name_for(session, row.image_id, anew=True))
+        row.box = None if image.box is None or row.pathology == Pathology.NORMAL else list(image.box)
+        return before
+
+    def _written(self, undo: ExitStack, image: NewImage, image_id: str, name: str) -> tuple[str, str]:
+        """Write a file that goes again unless ``undo`` is emptied; returns its name and the SHA-256 of its PNG."""
         from busgen_core.images import encode_png
 
-        with store_errors(), Session(self._engine) as session:
-            if self._withdrawn(session, image.patient_key, image.person):
-                return Admission.WITHDRAWN
-            if whose := session.scalar(select(ImageRow.patient_key).where(ImageRow.source_key == image.source_key)):
-                if whose != image.patient_key:
-                    return Admission.PATIENT_CONFLICT
-                if image.person is not None:
-                    patients.remember(session, whose, image.person)
-                session.execute(delete(QuarantineRow).where(QuarantineRow.source_key == clears))
-                session.commit()
-                return Admission.DUPLICATE
-            patient = session.get(PatientRow, image.patient_key)
-            if patient is not None and image.role not in (None, patient.role):
-                return Admission.ROLE_CONFLICT
-            if patient is None:
-                role = image.role or self.pseudonyms.own_role(image.patient_key)
-                patient = PatientRow(patient_key=image.patient_key, role=role, rule="given" if image.role else "hmac-60-40")
-                detail = {"patient": image.patient_key, "role": role, "rule": patient.rule, "stratum": image.pathology.value}
-                session.add_all([patient, JournalRow(event="split", detail=json.dumps(detail))])
-            if image.person is not None:
-                patients.remember(session, image.patient_key, image.person)
-            image_id, png = uuid.uuid4().hex, encode_png(image.gray, quick=True)
-            row = ImageRow(
-                image_id=image_id,
-                patient_key=image.patient_key,
-                role=patient.role,
-                pathology=image.pathology.value,
-                birads=image.birads,
-                box=None if image.box is None else list(image.box),
-                device=image.device,
-                file=self.files.name_for(session, image_id),
-                sha256=sha256_bytes(png),
-                source_key=image.source_key,
-            )
-            session.add(row)
-            session.execute(delete(QuarantineRow).where(QuarantineRow.source_key == clears))
-            path = self.files.write(row.file, image_id, png)
-            try:
-                session.commit()
-            except DatabaseError:
-                path.unlink()
-                raise
-            return Admission.ADDED
+        png = encode_png(image.gray, quick=True)
+        undo.callback(self.files.delete, [name])
+        self.files.write(name, image_id, png)
+        return name, sha256_bytes(png)
 
     def forget(self, session: Session, patient_key: str) -> tuple[Role | None, frozenset[str]]:
         """Delete every row of a patient in the caller's transaction; the files go with ``ImageFiles.sweep`` once it is committed.
@@ -315,24 +381,14 @@ class CohortStore:
             session.commit()
 
     def taken(self, object_key: str) -> ObjectRow | None:
-        """A DICOM object as it was taken in; None for one that was not, or not to its last frame."""
+        """A DICOM object as it was taken in; None for one that was not."""
         with store_errors(), Session(self._engine) as session:
             return session.get(ObjectRow, object_key)
 
-    def settle(self, images: Sequence[NewImage]) -> None:
-        """Note that the object behind ``images`` is taken in whole. Only after ``add`` of each: a crash in between takes it in again."""
-        if not images or (origin := images[0].origin) is None:
-            return
-        row = ObjectRow(
-            object_key=origin.object_key,
-            patient_key=images[0].patient_key,
-            pixels_key=origin.pixels_key,
-            frames_key=origin.frames_key,
-            images=len(images),
-        )
+    def owner(self, source_key: str) -> str | None:
+        """The key of the patient whose image this is; None where it is not in the cohort."""
         with store_errors(), Session(self._engine) as session:
-            session.merge(row)
-            session.commit()
+            return session.scalar(select(ImageRow.patient_key).where(ImageRow.source_key == source_key))
 
     def holds(self, source_key: str, patient_key: str, role: Role | None) -> bool:
         """Whether this very image is in the cohort, with this patient and, unless None, in this role."""
@@ -427,6 +483,14 @@ class CohortStore:
             return {role: {p: shown.get((role, p.value)) for p in Pathology} for role in ROLES}
 
         return CohortSummary(patients=table(0), images=table(1), quarantined={row.code: row.held for row in held})
+
+
+def _object_rows(images: Sequence[NewImage]) -> list[ObjectRow]:
+    """What is noted of the DICOM object behind ``images``, if there is one."""
+    if not images or (origin := images[0].origin) is None:
+        return []
+    key, patient_key = origin.object_key, images[0].patient_key
+    return [ObjectRow(object_key=key, patient_key=patient_key, pixels_key=origin.pixels_key, frames_key=origin.frames_key, images=len(images))]
 
 
 def _role(text: str) -> Role:

@@ -26,7 +26,7 @@ from busgen_client.cohort import Box, CohortStore, NewImage, Origin
 from busgen_client.cohort_rows import QuarantineRow
 from busgen_client.masks import Pixels
 from busgen_client.patients import Person
-from busgen_client.quarantine_rows import DecisionRow, DeviceRow, HeldRow
+from busgen_client.quarantine_rows import DecisionRow, DeviceRow, HeldRow, PlaceRow
 from busgen_core.errors import CorruptImageError
 from busgen_core.images import encode_png
 from busgen_core.labels import Birads, Pathology
@@ -119,11 +119,31 @@ class HeldStore:
             session.commit()
         _unlink(files)
 
+    def follow(self, place: str, source_key: str) -> None:
+        """Note as what a row of a table waits now, empty if it does not. What it waited as before is given up, unless another row is it.
+
+        Where nothing is noted, it waited under ``place`` itself, as it does while it has no picture.
+        """
+        with Session(self._engine) as session:
+            noted = session.get(PlaceRow, place)
+            before = noted.source_key if noted else place
+            if before == source_key:
+                return
+            if source_key:
+                session.merge(PlaceRow(place=place, source_key=source_key))
+            elif noted:
+                session.delete(noted)
+            if session.scalar(select(PlaceRow.place).where(PlaceRow.source_key == before).limit(1)):
+                before = ""
+            session.execute(delete(QuarantineRow).where(QuarantineRow.source_key == before))
+            session.commit()
+        self.drop(before)
+
     def forget(self, patient_key: str) -> None:
         """Delete all that waits of a patient, and of everybody who withdrew consent. Hold ``CohortStore.intake`` meanwhile."""
         gone = [key for key, row in self._all().items() if patient_key in (row.patient_key, _person(row).key) or self._store.withdrawn(_person(row))]
         with Session(self._engine) as session:
-            for table in (QuarantineRow, HeldRow):
+            for table in (PlaceRow, QuarantineRow, HeldRow):
                 for source_key in gone:
                     session.execute(delete(table).where(table.source_key == source_key))
             session.commit()
@@ -144,24 +164,17 @@ class HeldStore:
             session.commit()
         self._unlink_strays()
 
-    def decide(self, source_key: str, verdict: str) -> str:
-        """Remember what a person decided of an object; before ``drop``, so that it is known by its other key too.
-
-        Returns:
-            That key, ``object_key``; empty where none of its pixels is here.
-        """
-        with Session(self._engine) as session:
-            row = session.get(HeldRow, source_key)
-            object_key = row.object_key if row else ""
-            session.merge(DecisionRow(source_key=source_key, object_key=object_key, verdict=verdict))
-            session.commit()
-            return object_key
-
     def decided(self, source_key: str) -> str:
         """``RELEASED``, ``DELETED``, or empty for an object that nobody has decided on."""
         with Session(self._engine) as session:
             row = session.get(DecisionRow, source_key)
             return row.verdict if row else ""
+
+    def deleted(self, object_key: str) -> bool:
+        """Whether a person deleted a DICOM object, in whatever file it came."""
+        deleted = select(DecisionRow.source_key).where(DecisionRow.object_key == object_key, DecisionRow.verdict == DELETED)
+        with Session(self._engine) as session:
+            return bool(object_key) and session.scalar(deleted.limit(1)) is not None
 
     def knows(self, object_key: str) -> bool:
         """Whether a DICOM object waits here or was decided on, so that it need not be fetched again."""

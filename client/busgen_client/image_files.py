@@ -4,6 +4,7 @@ A file is complete on disk (written aside, fsync, renamed) before its row commit
 """
 
 import os
+import uuid
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -39,8 +40,8 @@ class ImageFiles:
         with store_errors():
             self._folder.mkdir(parents=True, exist_ok=True)
 
-    def name_for(self, session: Session, image_id: str) -> str:
-        """Name of a file to be written now.
+    def name_for(self, session: Session, image_id: str, *, anew: bool = False) -> str:
+        """Name of a file to be written now; with ``anew``, beside the one that the image has.
 
         Raises:
             StorageKeyError: sealing it would make new keys beside files that were sealed with others.
@@ -48,15 +49,19 @@ class ImageFiles:
         sealed = select(ImageRow.image_id).where(ImageRow.file.endswith(SEALED)).limit(1)
         if self._vault.seals and not self._vault.begun and session.scalar(sealed):
             raise StorageKeyError("storage.json is missing, and images are sealed; restore it from the backup, nothing opens without it")
-        return self._named(image_id)
+        return self._named(f"{image_id}.{uuid.uuid4().hex}" if anew else image_id)
 
-    def _named(self, image_id: str) -> str:
-        return image_id + (SEALED if self._vault.seals else PLAIN)
+    def _named(self, stem: str) -> str:
+        return stem + (SEALED if self._vault.seals else PLAIN)
 
-    def write(self, name: str, image_id: str, png: bytes) -> Path:
+    def write(self, name: str, image_id: str, png: bytes) -> None:
         """Write one file, whole; its row is to follow."""
         self._vault.write(self._folder / name, png, role=IMAGE, name=image_id)
-        return self._folder / name
+
+    def delete(self, names: Sequence[str]) -> None:
+        """Delete files that no row names, there or not."""
+        for name in names:
+            (self._folder / name).unlink(missing_ok=True)
 
     def read(self, row: ImageRow) -> bytes:
         """The PNG of one image.
@@ -66,8 +71,8 @@ class ImageFiles:
             StorageKeyError: it is sealed, and the key is not there.
         """
         data = self._content(row.file, row.image_id)
-        if data is None and (moved := self._file_now(row.image_id)):  # 'cohort encrypt' runs beside us
-            data = self._content(moved, row.image_id)
+        if data is None and (now := self._row_now(row.image_id)):  # 'cohort encrypt' or a release runs beside us
+            row, data = now, self._content(now.file, now.image_id)
         if data is None:
             raise CorruptImageError(f"image {row.image_id} is missing from the data folder; restore it from the backup")
         if sha256_bytes(data) != row.sha256:
@@ -106,9 +111,9 @@ class ImageFiles:
                 (self._folder / row.file).unlink()
         return True
 
-    def _file_now(self, image_id: str) -> str | None:
+    def _row_now(self, image_id: str) -> ImageRow | None:
         with store_errors(), Session(self._engine) as session:
-            return session.scalar(select(ImageRow.file).where(ImageRow.image_id == image_id))
+            return session.get(ImageRow, image_id)
 
     def sweep(self) -> None:
         """Delete image files that no row names; only while ``intake`` is held, since intake writes the file before the row."""

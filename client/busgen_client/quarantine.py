@@ -1,12 +1,17 @@
 """The quarantine as people work at it: look, black out, release, delete, vouch for a scanner. The console and the command line share it.
 
 Guarantees:
-    - Every action is in the journal, with who, when and what, before it is carried out; nothing of a patient is in the line.
-    - A released object passes the same checks of pixels and the same admission (patient's role, consent, duplicates) as any other.
-    - What was blacked out is black in what is stored, at full resolution, before anything is resized.
-    - An action refers to what the person saw: if the object changed meanwhile, it is refused.
+    - Every action is in the journal, with who, when and what, if and only if it is carried out: one transaction holds both. Nothing of a
+      patient is in the line.
+    - A released object passes the same checks of pixels and the same admission (whose it is by what is known at its release, role, consent,
+      duplicates) as any other.
+    - The images of an object enter together or not at all. What was blacked out is black in every one that is stored, at full resolution,
+      before anything is resized, also in those that came by another object before.
+    - An action refers to what the person saw: if the object changed meanwhile, or somebody decided on it, it is refused. People and intake
+      take turns.
 """
 
+import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -15,8 +20,8 @@ from dataclasses import dataclass
 from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
-from busgen_client.cohort import Admission, Box, CohortStore
-from busgen_client.cohort_rows import QuarantineRow
+from busgen_client.cohort import Admission, Box, CohortStore, NewImage
+from busgen_client.cohort_rows import JournalRow, QuarantineRow
 from busgen_client.held import DELETED, RELEASED, HeldStore, as_image, box_of, model_name
 from busgen_client.intake.findings import BY_EYE, BY_LABEL, REASONS, Code, QuarantineError
 from busgen_client.intake.frames import Gray, Rectangle, box_in, check_scan, to_gray
@@ -30,6 +35,8 @@ from busgen_core.labels import Pathology
 DIGITS = 12  # hexadecimal digits of a source key that name an object
 PATIENCE_SECONDS = 10.0  # a receiver holds the cohort for moments, a folder for longer
 CHANGED = "this object is not as it was shown; look at it again, then decide"
+GONE = "this object is not as it was shown: it was decided meanwhile"
+SMALLEST_BOX = 4  # pixels on each side of a box that may hide text
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,8 +76,13 @@ class Item:
 
     @property
     def must_mask(self) -> bool:
-        """Whether something must be blacked out first."""
-        return self.releasable and self.code == Code.BURNED_IN_TEXT and not self.masks
+        """Whether something must be blacked out first: the header says that text is burned in.
+
+        A box counts from ``SMALLEST_BOX`` on each side: no letter can be read that is smaller, so a smaller box hides none. Whether the
+        boxes are where the text is, only the person can tell; this keeps a stray click from passing for a look.
+        """
+        hiding = any(min(each.x1 - each.x0, each.y1 - each.y0) >= SMALLEST_BOX for each in self.masks)
+        return self.releasable and self.code == Code.BURNED_IN_TEXT and not hiding
 
     @property
     def trustable(self) -> bool:
@@ -108,7 +120,8 @@ class Quarantine:
         Raises:
             StateError: nothing of that name waits.
         """
-        return _item(*self._rows(name))
+        with self._transaction(name) as (_, row, held):
+            return _item(row, held)
 
     def picture(self, name: str, number: int = 0) -> bytes:
         """One frame as PNG, boxes blacked out.
@@ -117,45 +130,46 @@ class Quarantine:
             StateError: nothing of that name waits, or it has no such picture.
             CorruptImageError: the file is missing or damaged.
         """
-        _, held = self._rows(name)
+        with self._transaction(name) as (_, _, held):
+            pass
         if held is None or not 0 <= number < len(held.images):
             raise StateError("this object has no such picture")
         return encode_png(blacked(self._held.frame(held, number), _masks(held)))
 
     def mask(self, name: str, corners: Sequence[int], *, who: str, keep: bool = False, seen: str = "") -> Item:
-        """Black out a box in every picture of an object; with ``keep``, all but the box.
+        """``draw`` one box."""
+        return self.draw(name, [corners], who=who, keep=keep, seen=seen)
+
+    def unmask(self, name: str, *, who: str, seen: str = "") -> Item:
+        """Take all boxes off again: ``draw`` none."""
+        return self.draw(name, [], who=who, clear=True, seen=seen)
+
+    def draw(self, name: str, boxes: Sequence[Sequence[int]], *, who: str, keep: bool = False, clear: bool = False, seen: str = "") -> Item:
+        """Black out boxes in every picture of an object, all of them or, where one is refused, none.
 
         Args:
-            corners: x0, y0, x1, y1 in pixels of the full picture.
+            boxes: Of each x0, y0, x1, y1 in pixels of the full picture.
             who: The person, for the journal.
+            keep: Black out all but the box.
+            clear: Take the boxes off that are there.
             seen: Stamp of what the person saw; empty to act on what is there now.
 
         Raises:
-            StateError: nothing of that name waits, it changed, or it has no picture.
+            StateError: nothing of that name waits, it changed, it has no picture, or an intake is running.
             InputError: no such box, or too many.
         """
-        row, held = self._seen(name, seen)
-        if held is None:
-            raise StateError("this object has no picture that could be blacked out")
-        drawn = box(corners, rows=held.rows, columns=held.columns)
-        new = around(drawn, rows=held.rows, columns=held.columns) if keep else [drawn]
-        boxes = [*held.masks, *([each.x0, each.y0, each.x1, each.y1] for each in new)]
-        if len(boxes) > MOST:
-            raise InputError(f"a picture has at most {MOST} boxes; delete the object instead")
-        self._note("masked", row, who, boxes=[[each.x0, each.y0, each.x1, each.y1] for each in new])
-        return self._set_masks(held.source_key, boxes)
-
-    def unmask(self, name: str, *, who: str, seen: str = "") -> Item:
-        """Take all boxes off again.
-
-        Raises:
-            StateError: as ``mask``.
-        """
-        row, held = self._seen(name, seen)
-        if held is None:
-            raise StateError("this object has no picture")
-        self._note("unmasked", row, who)
-        return self._set_masks(held.source_key, [])
+        with self._alone(), self._transaction(name, seen) as (session, row, held):
+            if held is None:
+                raise StateError("this object has no picture that could be blacked out")
+            new = [corners for each in boxes for corners in _corners(held, each, keep=keep)]
+            held.masks = [*([] if clear else held.masks), *new]
+            if len(held.masks) > MOST:
+                raise InputError(f"a picture has at most {MOST} boxes; delete the object instead")
+            if clear:
+                session.add(_line("unmasked", row, who))
+            if boxes:
+                session.add(_line("masked", row, who, boxes=new))
+            return _item(row, held)
 
     def release(self, name: str, *, who: str, pathology: Pathology | None = None, seen: str = "") -> int:
         """Let an object into the cohort, as its boxes leave it.
@@ -167,23 +181,27 @@ class Quarantine:
             Images that are new in the cohort; fewer than the object has where some were there already.
 
         Raises:
-            StateError: it changed, cannot be released, a label or a box is missing, its patient has the other role, or an intake is running.
+            StateError: it changed, cannot be released, a label or a box is missing, its patient has the other role or is not sure, or an intake
+                is running.
             InputError: what the boxes leave is no scan.
             ConsentWithdrawnError: its patient withdrew consent; the object is deleted.
         """
         with self._alone():
-            row, held = self._seen(name, seen)
-            return self._release(row, held, who=who, pathology=pathology)
+            return self._release(name, seen, who=who, pathology=pathology)
 
     def delete(self, name: str, *, who: str, seen: str = "") -> None:
-        """Delete an object; the same object is passed over when it comes again.
+        """Delete an object; it is passed over when it comes again.
+
+        A DICOM object with a picture is known by its SOP Instance UID then, in whatever file it comes; a row of a table by its picture and
+        id. What has no picture, which nobody has seen, is known by its bytes alone: another export of it is looked at.
 
         Raises:
-            StateError: nothing of that name waits, or it changed.
+            StateError: nothing of that name waits, it changed, or an intake is running.
         """
-        row, _ = self._seen(name, seen)
-        self._note("deleted", row, who)
-        self._end(row.source_key, DELETED)
+        with self._alone():
+            with self._transaction(name, seen) as (session, row, held):
+                self._delete(session, row, held, who)
+            self._clear(row, held)
 
     def trust(self, device: str, *, who: str) -> int:
         """Vouch for a model of scanner: its images are no longer held back for being of an unknown device, and those that wait for nothing
@@ -200,8 +218,8 @@ class Quarantine:
         if not name:
             raise InputError("an object that names no scanner can be released by itself only")
         with self._alone():
-            self._store.note("device.trusted", {"device": name, "who": who})
             with Session(self._engine) as session:
+                session.add(JournalRow(event="device.trusted", detail=json.dumps({"device": name, "who": who})))
                 session.merge(DeviceRow(device=name))
                 session.commit()
             waiting = [item for item in self._every(Code.DEVICE_UNKNOWN) if item.trustable and model_name(item.device) == name]
@@ -214,13 +232,15 @@ class Quarantine:
             StateError: no object of that name was deleted.
         """
         deleted = select(DecisionRow).where(DecisionRow.source_key.between(*_named(name)), DecisionRow.verdict == DELETED)
-        with Session(self._engine, expire_on_commit=False) as session:
-            rows = session.scalars(deleted.limit(2)).all() if len(name) >= DIGITS else []
-        if len(rows) != 1:
-            raise StateError("no object of that name was deleted here")
-        self._store.note("quarantine.allowed", {"item": rows[0].source_key[:DIGITS], "who": who})
         with Session(self._engine) as session:
-            session.execute(delete(DecisionRow).where(DecisionRow.source_key == rows[0].source_key))
+            rows = session.scalars(deleted.limit(2)).all() if len(name) >= DIGITS else []
+            if len(rows) != 1:
+                raise StateError("no object of that name was deleted here")
+            session.add(JournalRow(event="quarantine.allowed", detail=json.dumps({"item": rows[0].source_key[:DIGITS], "who": who})))
+            if rows[0].object_key:  # it may have been deleted in several files
+                session.execute(delete(DecisionRow).where(DecisionRow.object_key == rows[0].object_key, DecisionRow.verdict == DELETED))
+            else:
+                session.delete(rows[0])
             session.commit()
 
     def trusted(self) -> list[str]:
@@ -230,7 +250,7 @@ class Quarantine:
 
     def _released_with_its_device(self, item: Item, who: str) -> bool:
         try:
-            self._release(*self._seen(item.name, item.stamp), who=who)
+            self._release(item.name, item.stamp, who=who)
         except (StateError, InputError, ConsentWithdrawnError):  # it waits on, and a person sees why when releasing it alone
             return False
         return True
@@ -241,28 +261,38 @@ class Quarantine:
             yield from batch
             skip += at_once
 
-    def _release(self, row: QuarantineRow, held: HeldRow | None, *, who: str, pathology: Pathology | None = None) -> int:
-        item = _item(row, held)
+    def _release(self, name: str, seen: str, *, who: str, pathology: Pathology | None = None) -> int:
+        with self._transaction(name, seen) as (_, row, held):
+            item = _item(row, held)
         if held is None:
             raise StateError(f"an object that waits for {row.code} cannot be released: {row.reason}")
         if item.must_mask:
-            raise StateError("the header says that text is burned in: black it out first")
+            raise StateError(f"the header says that text is burned in: black it out first, by a box of {SMALLEST_BOX} x {SMALLEST_BOX} px or more")
         label = item.pathology or pathology
         if label is None:
             raise StateError("this object has no label that can be used; give one, or correct the label file and take it in again")
         frames, box_left = self._fixed(held)
         box_left = None if label is Pathology.NORMAL else box_left
-        images = [as_image(held, number, frame, pathology=label, box=box_left) for number, frame in enumerate(frames)]
-        self._note("released", row, who, images=len(images), boxes=len(held.masks), **({} if item.pathology else {"label": label.value}))
-        outcomes = [self._store.add(image, clears=row.source_key if image is images[-1] else "") for image in images]
+        images = self._as_known([as_image(held, number, frame, pathology=label, box=box_left) for number, frame in enumerate(frames)])
+        line = _line("released", row, who, images=len(images), boxes=len(held.masks), **({} if item.pathology else {"label": label.value}))
+        outcomes = self._store.add_all(images, clears=row.source_key, renew=bool(held.masks), beside=[line, _decision(row, held, RELEASED)])
         if Admission.WITHDRAWN in outcomes:
-            self._end(row.source_key, DELETED)
+            with self._transaction(name, seen) as (session, row, held):
+                self._delete(session, row, held, who)
+            self._clear(row, held)
             raise ConsentWithdrawnError("this patient has withdrawn consent; the object was deleted")
+        if Admission.PATIENT_CONFLICT in outcomes:
+            raise StateError(REASONS[Code.PATIENT_UNSURE])
         if Admission.ROLE_CONFLICT in outcomes:
             raise StateError(REASONS[Code.ROLE_CONFLICT])
-        self._store.settle(images)
-        self._end(row.source_key, RELEASED)
+        self._clear(row, held)
         return outcomes.count(Admission.ADDED)
+
+    def _as_known(self, images: Sequence[NewImage]) -> list[NewImage]:
+        known = [self._store.as_known(image) for image in images]
+        if None in known:
+            raise StateError(REASONS[Code.PATIENT_UNSURE])
+        return [image for image in known if image]
 
     def _fixed(self, held: HeldRow) -> tuple[list[Gray], Box | None]:
         """Frames with their boxes black and black borders cut off; the lesion box in what is left."""
@@ -277,39 +307,36 @@ class Quarantine:
         except QuarantineError as refused:
             raise InputError(f"what is left cannot be released: {refused}") from None
 
-    def _end(self, source_key: str, verdict: str) -> None:
+    def _delete(self, session: Session, row: QuarantineRow, held: HeldRow | None, who: str) -> None:
+        session.add(_line("deleted", row, who))
+        session.merge(_decision(row, held, DELETED))
+        session.delete(row)
+
+    def _clear(self, row: QuarantineRow, held: HeldRow | None) -> None:
         """Delete all that is kept of a decided object, the original that the network brought too."""
-        object_key = self._held.decide(source_key, verdict)
-        self._held.drop(source_key)
-        self._store.lift(source_key)
+        self._held.drop(row.source_key)
         if (self._store.data / "spool").is_dir():
             from busgen_client.intake.spool import Spool  # imports pydicom
 
-            Spool(self._store, self._store.data).discard(source_key, object_key)
+            Spool(self._store, self._store.data).discard(row.source_key, held.object_key if held else "")
 
-    def _set_masks(self, source_key: str, boxes: list[list[int]]) -> Item:
-        with Session(self._engine) as session:
-            held = session.get_one(HeldRow, source_key)
-            held.masks = boxes
-            session.commit()
-        return self.item(source_key[:DIGITS])
+    @contextmanager
+    def _transaction(self, name: str, seen: str = "") -> Iterator[tuple[Session, QuarantineRow, HeldRow | None]]:
+        """One transaction on an object that waits, as it was seen; committed at its end.
 
-    def _seen(self, name: str, stamp: str) -> tuple[QuarantineRow, HeldRow | None]:
-        row, held = self._rows(name)
-        if stamp and stamp != _item(row, held).stamp:
-            raise StateError(CHANGED)
-        return row, held
-
-    def _rows(self, name: str) -> tuple[QuarantineRow, HeldRow | None]:
+        Raises:
+            StateError: nothing of that name waits, or it changed.
+        """
         wanted = select(QuarantineRow).where(QuarantineRow.source_key.between(*_named(name))).limit(2)
         with Session(self._engine, expire_on_commit=False) as session:
             rows = session.scalars(wanted).all() if len(name) >= DIGITS else []
             if len(rows) != 1:
-                raise StateError("nothing of that name waits in quarantine; it may have been decided already")
-            return rows[0], session.get(HeldRow, rows[0].source_key)
-
-    def _note(self, what: str, row: QuarantineRow, who: str, **more: object) -> None:
-        self._store.note(f"quarantine.{what}", {"item": row.source_key[:DIGITS], "code": row.code, "who": who, **more})
+                raise StateError(GONE if seen else "nothing of that name waits in quarantine; it may have been decided already")
+            held = session.get(HeldRow, rows[0].source_key)
+            if seen and seen != _item(rows[0], held).stamp:
+                raise StateError(CHANGED)
+            yield session, rows[0], held
+            session.commit()
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -325,6 +352,23 @@ class Quarantine:
                         raise
                     time.sleep(0.2)
             yield
+
+
+def _line(what: str, row: QuarantineRow, who: str, **more: object) -> JournalRow:
+    """What the journal says of an action."""
+    detail = {"item": row.source_key[:DIGITS], "code": row.code, "who": who, **more}
+    return JournalRow(event=f"quarantine.{what}", detail=json.dumps(detail, sort_keys=True))
+
+
+def _decision(row: QuarantineRow, held: HeldRow | None, verdict: str) -> DecisionRow:
+    return DecisionRow(source_key=row.source_key, object_key=held.object_key if held else "", verdict=verdict)
+
+
+def _corners(held: HeldRow, corners: Sequence[int], *, keep: bool) -> list[list[int]]:
+    """The boxes that are black when a person draws one, as ``HeldRow.masks`` has them."""
+    drawn = box(corners, rows=held.rows, columns=held.columns)
+    black = around(drawn, rows=held.rows, columns=held.columns) if keep else [drawn]
+    return [[each.x0, each.y0, each.x1, each.y1] for each in black]
 
 
 def _scan(frame: Pixels, part: Rectangle) -> Gray:

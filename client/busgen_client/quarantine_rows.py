@@ -46,6 +46,15 @@ class DecisionRow(Base):
     verdict: Mapped[str]  # "released" or "deleted"
 
 
+class PlaceRow(Base):
+    """As what a row of a table waits: by its picture, and when that is corrected, what waited for the row before waits no more."""
+
+    __tablename__ = "waiting_places"
+
+    place: Mapped[str] = mapped_column(primary_key=True)  # keyed digest of folder and row
+    source_key: Mapped[str] = mapped_column(index=True)
+
+
 class DeviceRow(Base):
     """One model of scanner that a person here has vouched for. Who and when is in the journal."""
 

@@ -62,7 +62,7 @@ class Console:
         quarantine = Quarantine(self.store)
         if not quarantine.items(code=code):
             again = self.folder / f"again{self.made}"
-            table_to_look_at(again)
+            table_to_look_at(again, seed=self.made)
             intake_table(self.store, again, progress=False)
         return quarantine.items(code=code)[0].name
 

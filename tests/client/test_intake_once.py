@@ -1,5 +1,6 @@
 """Each object once: whatever way it comes, however it is packed, wherever the last run was cut off. And folders that are watched."""
 
+import itertools
 import shutil
 import threading
 import time
@@ -15,9 +16,10 @@ from pydicom.uid import RLELossless
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from busgen_client.cohort import Admission, CohortStore, ImageRow, NewImage, ObjectRow
+from busgen_client.cohort import CohortStore, ImageRow, ObjectRow
 from busgen_client.consent import withdraw
 from busgen_client.database import open_store
+from busgen_client.image_files import ImageFiles
 from busgen_client.intake import dicom, watch
 from busgen_client.intake.dicom import intake_dicom
 from busgen_client.intake.findings import IntakeResult
@@ -177,29 +179,33 @@ def someone_else(uid: str) -> Dataset:
 
 
 def test_a_clip_that_was_cut_off_is_finished(node: NodeSettings, store: CohortStore, one: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When the disk fails after the first frames of a clip, the object does not count as taken in, and the next run adds the others."""
+    """When the disk fails after the first frames of a clip, none of them is in the cohort, in any form, and the next run adds them all."""
 
     def clip(header: Dataset) -> None:
         whole = np.stack([np.roll(header.pixel_array, shift, axis=1) for shift in range(4)])
         header.PixelData, header.NumberOfFrames = whole.tobytes(), 4
 
     rewrite(one, clip)
-    add, seen = CohortStore.add, [0]
-
-    def failing(cohort: CohortStore, image: NewImage, *, clears: str = "") -> Admission:
-        seen[0] += 1
-        if seen[0] == 3:
-            raise UnavailableError("the disk is gone")
-        return add(cohort, image, clears=clears)
-
     with monkeypatch.context() as patched:
-        patched.setattr(CohortStore, "add", failing)
+        patched.setattr(ImageFiles, "write", failing_at(3))
         with pytest.raises(UnavailableError):
             take(store, one)
-    assert rows(node, ObjectRow) == 0
-    assert take(store, one) == IntakeResult(added=2, duplicates=2)
+    assert (rows(node, ObjectRow), rows(node, ImageRow), store.files.names()) == (0, 0, set())
+    assert take(store, one) == IntakeResult(added=4)
     assert take(store, one) == IntakeResult(duplicates=4)
     assert rows(node, ImageRow) == 4
+
+
+def failing_at(number: int) -> Callable[[ImageFiles, str, str, bytes], None]:
+    """A way to write image files that fails at the given one."""
+    write, count = ImageFiles.write, itertools.count(1)
+
+    def failing(files: ImageFiles, name: str, image_id: str, png: bytes) -> None:
+        if next(count) == number:
+            raise UnavailableError("the disk is gone")
+        write(files, name, image_id, png)
+
+    return failing
 
 
 def rows(node: NodeSettings, kind: type[ImageRow] | type[ObjectRow]) -> int:

@@ -30,7 +30,7 @@ from busgen_client.intake.phantom_dicom import write_phantom_study
 from busgen_client.intake.run import take_in
 from busgen_client.intake.spool import Spool
 from busgen_client.quarantine import Quarantine
-from busgen_client.quarantine_rows import HeldRow
+from busgen_client.quarantine_rows import DecisionRow, HeldRow
 from busgen_core.digests import sha256_file
 from busgen_core.errors import ConfigError, StateError
 from busgen_core.labels import Pathology
@@ -106,7 +106,7 @@ def filled(data: Path, count: int) -> CohortStore:
         key = store.pseudonyms.key("waits", str(number))
         store.quarantine(key, code=Code.DEVICE_UNKNOWN.value, reason="")
         waiting.put(key, Held(images=(replace(image, source_key=key),)))
-        waiting.decide(store.pseudonyms.key("decided", str(number)), "deleted")
+        decided(store, number)
         name = store.pseudonyms.object_key(str(number))[:32]
         shelf = data / "spool" / "held" / name[:2]
         shelf.mkdir(parents=True, exist_ok=True)
@@ -115,6 +115,13 @@ def filled(data: Path, count: int) -> CohortStore:
     with store.intake():  # the first of a process sweeps
         pass
     return store
+
+
+def decided(store: CohortStore, number: int) -> None:
+    key = store.pseudonyms.key("decided", str(number))
+    with Session(store.engine) as session:
+        session.add(DecisionRow(source_key=key, object_key=store.pseudonyms.object_key(f"decided {number}"), verdict="deleted"))
+        session.commit()
 
 
 def small(store: CohortStore, rng: np.random.Generator, number: int) -> NewImage:

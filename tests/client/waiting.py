@@ -27,10 +27,10 @@ def study_of_unknown_device(folder: Path, *, patients: int = 1, device: str = DE
     return len(list(folder.glob("IM*")))
 
 
-def table_to_look_at(folder: Path) -> None:
+def table_to_look_at(folder: Path, *, seed: int = 0) -> None:
     """Two rows: one whose picture has a coloured part, one whose label is none of the list."""
     folder.mkdir()
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     with (folder / "images.csv").open("w", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(["image_id", "file", "pathology", "group"])

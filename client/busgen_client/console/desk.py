@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from fastapi import Depends, Form, HTTPException, Request
+from fastapi import Depends, Form, HTTPException, Query, Request
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -146,6 +146,7 @@ def answering(person: Annotated[Person, Depends(signed_in)]) -> Person:
 
 AnyPerson = Annotated[Person, Depends(signed_in)]
 Node = Annotated[Desk, Depends(desk_of)]
+Skip = Annotated[int, Query(ge=0, le=10**9)]  # lines of a list to leave out first; SQLite counts to 2**63 - 1
 
 
 def page(request: Request, template: str, *, status: int = 200, person: Person | None = None, **content: object) -> HTMLResponse:

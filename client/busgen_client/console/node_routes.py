@@ -2,13 +2,13 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import HTMLResponse
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from busgen_client.cohort_rows import ROLES, JournalRow
-from busgen_client.console.desk import AnyPerson, Node, Person, answering, page
+from busgen_client.console.desk import AnyPerson, Node, Person, Skip, answering, page
 from busgen_client.doctor import examine
 from busgen_client.jobs import JobStore
 from busgen_client.papers import Paper, read_paper
@@ -49,7 +49,7 @@ def report(campaign: str, desk: Node, person: Annotated[Person, Depends(answerin
 
 
 @router.get("/journal")
-def journal(request: Request, desk: Node, person: AnyPerson, skip: Annotated[int, Query(ge=0)] = 0) -> Response:
+def journal(request: Request, desk: Node, person: AnyPerson, skip: Skip = 0) -> Response:
     """What happened to the cohort, last first; but for the check of the secret and the lines that name patients' digests."""
     wanted = select(JournalRow).where(JournalRow.event.not_in(("secret", "split"))).order_by(JournalRow.id.desc())
     with Session(desk.store.engine) as session:

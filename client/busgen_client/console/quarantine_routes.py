@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Depends, Form, Query, Request, Response
 from fastapi.responses import RedirectResponse
 
-from busgen_client.console.desk import AnyPerson, Node, Person, decided, deciding, page
+from busgen_client.console.desk import AnyPerson, Node, Person, Skip, decided, deciding, page
 from busgen_client.console.words import DONE
 from busgen_client.held import model_name
 from busgen_client.intake.findings import Code
@@ -23,9 +23,7 @@ router = APIRouter(prefix="/quarantine")
 
 
 @router.get("")
-def listed(
-    request: Request, desk: Node, person: AnyPerson, code: Code | None = None, skip: Annotated[int, Query(ge=0)] = 0, done: str = ""
-) -> Response:
+def listed(request: Request, desk: Node, person: AnyPerson, code: Code | None = None, skip: Skip = 0, done: str = "") -> Response:
     """What waits."""
     found = desk.quarantine.items(code=code or "", most=AT_ONCE + 1, skip=skip)
     return page(

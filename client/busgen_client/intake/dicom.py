@@ -9,6 +9,7 @@ Guarantees:
     - An object counts once: by its SOP Instance UID and pixels, also in another transfer syntax, and by its pixels within a patient.
     - An object that comes again is the same patient's, or waits; what it says of the patient is learnt, a new number too.
     - Of a patient who withdrew consent, nothing is decoded and no picture is kept.
+    - An object that a person saw and deleted is passed over by its SOP Instance UID, in whatever file it comes.
 """
 
 import os
@@ -95,10 +96,12 @@ def _content(store: CohortStore, path: Path, *, sealed: bool) -> bytes:
     return store.vault.read(path, role=SPOOL, name=path.stem) if sealed else path.read_bytes()
 
 
-def _guarded(store: CohortStore, data: bytes, labels: Labels, known: Known) -> list[NewImage] | int:
+def _guarded(store: CohortStore, data: bytes, labels: Labels, known: Known) -> list[NewImage] | int | None:
     """``_images`` behind a last barrier: what nobody thought of makes one object wait, and does not end the run."""
     try:
         clean = read_clean(data, _profile(store))
+        if HeldStore(store).deleted(store.pseudonyms.object_key(clean.identity.sop_uid)):
+            return None
         return _taken(store, clean) or _images(store, clean, labels, known)
     except BusgenError:
         raise
@@ -182,6 +185,7 @@ def _label(clean: Clean, labels: Labels) -> Label:
 
 def _new_images(store: CohortStore, clean: Clean, patient_key: str, found: "_Scans", origin: Origin, label: Label) -> list[NewImage]:
     box = box_in(found.crop, label.box) if label.box and len(found.scans) == 1 else None
+    frame_keys = [store.pseudonyms.key("frame-as-it-came", digest) for digest in found.digests]
     return [
         NewImage(
             gray=gray,
@@ -189,12 +193,13 @@ def _new_images(store: CohortStore, clean: Clean, patient_key: str, found: "_Sca
             pathology=label.pathology,
             box=box,
             device=clean.device or label.device,
-            source_key=store.pseudonyms.key("frame", patient_key, digest),
+            source_key=store.pseudonyms.frame_source(patient_key, frame_key),
+            frame_key=frame_key,
             origin=origin,
             birads=label.birads,
             person=_person(store, clean.identity),
         )
-        for gray, digest in zip(found.scans, found.digests, strict=True)
+        for gray, frame_key in zip(found.scans, frame_keys, strict=True)
     ]
 
 

@@ -122,7 +122,7 @@ class IntakeResult:
     Attributes:
         added: Images that are new in the cohort.
         duplicates: Images that were in it already.
-        skipped: Rows whose role keeps them out of a hospital's cohort.
+        skipped: Rows whose role keeps them out of a hospital's cohort, and objects that a person deleted.
         quarantined: Objects that wait, among them those of earlier runs that were seen again.
         codes: The same objects by code.
     """

@@ -19,6 +19,10 @@ def _no_picture() -> None:
     pass
 
 
+def _no_doubt() -> None:
+    pass
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
     """One object from outside.
@@ -26,14 +30,18 @@ class Source:
     Attributes:
         key: Keyed digest under which it would be quarantined.
         read: Returns its clean images; or how many it gave, where it is known to be in the cohort already; or None for an object that is no
-            business of this cohort. Raises ``QuarantineError``.
+            business of this cohort, or was deleted by a person. Raises ``QuarantineError``.
         show: Returns what a person is shown of an object that waits. Raises whatever it likes where there is nothing to show.
+        check: Looks whether an object that a person released is still the same patient's. Raises ``QuarantineError``.
+        place: Where a row of a table stands, as a keyed digest: what waited for the row before its picture was corrected waits no more.
         done: Told once what became of it is on the disk: the code under which it waits, or None.
     """
 
     key: str
     read: Callable[[], Sequence[NewImage] | int | None]
     show: Callable[[], Held | None] = _no_picture
+    check: Callable[[], None] = _no_doubt
+    place: str = ""
     done: Callable[[Code | None], None] = _nothing
 
 
@@ -72,6 +80,8 @@ def take_in(store: CohortStore, sources: Iterable[Source], *, total: int | None,
                 store.quarantine(source.key, code=code.value, reason=REASONS[code])
                 if code in BY_EYE | BY_LABEL and (held := _shown(source)) is not None:
                     waiting.put(source.key, held)
+            if source.place:
+                waiting.follow(source.place, source.key if code else "")
             source.done(code)
         result = tally.result()
         detail = {"added": result.added, "duplicates": result.duplicates, "skipped": result.skipped, "quarantined": result.codes}
@@ -91,18 +101,16 @@ def _admit(store: CohortStore, waiting: HeldStore, source: Source, tally: _Tally
         tally.skipped += 1
         return
     if verdict == RELEASED:
+        source.check()
         tally.seen[Admission.DUPLICATE] += 1
         return
     images = source.read()
-    if images is None:
-        tally.skipped += 1
+    if images is None or isinstance(images, int):
+        _waits_no_more(store, waiting, source.key)
+        tally.skipped += images is None
+        tally.seen[Admission.DUPLICATE] += images or 0
         return
-    if isinstance(images, int):
-        store.lift(source.key)
-        waiting.drop(source.key)
-        tally.seen[Admission.DUPLICATE] += images
-        return
-    outcomes = [store.add(image, clears=source.key) for image in images]
+    outcomes = store.add_all(images, clears=source.key)
     tally.seen.update(outcomes)
     if Admission.ROLE_CONFLICT in outcomes:
         raise QuarantineError(Code.ROLE_CONFLICT)
@@ -110,8 +118,12 @@ def _admit(store: CohortStore, waiting: HeldStore, source: Source, tally: _Tally
         raise QuarantineError(Code.PATIENT_UNSURE)
     if Admission.WITHDRAWN in outcomes:
         raise QuarantineError(Code.CONSENT_WITHDRAWN)
-    store.settle(images)
     waiting.drop(source.key)
+
+
+def _waits_no_more(store: CohortStore, waiting: HeldStore, key: str) -> None:
+    store.lift(key)
+    waiting.drop(key)
 
 
 def combined(results: Iterable[IntakeResult]) -> IntakeResult:

@@ -52,18 +52,45 @@ def intake_table(store: CohortStore, folder: Path, *, progress: bool = True) -> 
 
 
 def _sources(store: CohortStore, folder: Path, rows: list[dict[str, str] | None]) -> Iterator[Source]:
+    """One for each row, known by its picture and id wherever the folder lies; by folder and id while there is no picture."""
     for line, row in enumerate(rows):
         name = "" if row is None else _row_id(row)
-        key = store.pseudonyms.key("row", str(folder), name or f"line {line}")
+        place = store.pseudonyms.key("row", str(folder), name or f"line {line}")
         known: Known = {}
-        yield Source(key=key, read=partial(_read, store, folder, row, known), show=partial(_to_look_at, store, folder, row, known))
+        content = Code.ROW_MALFORMED if row is None else _content(folder, row["file"])
+        read, show = partial(_read, store, folder, row, content, known), partial(_to_look_at, store, folder, row, content, known)
+        key = place if isinstance(content, Code) else store.pseudonyms.key("picture", sha256_bytes(content), name)
+        yield Source(key=key, place=place, read=read, show=show, check=partial(_check_same, store, row, content))
+
+
+def _content(folder: Path, name: str) -> bytes | Code:
+    """A file's bytes, or why there are none."""
+    try:
+        return content_in(folder, name)
+    except QuarantineError as refused:
+        return refused.finding
+
+
+def _there(content: bytes | Code) -> bytes:
+    if isinstance(content, Code):
+        raise QuarantineError(content)
+    return content
+
+
+def _check_same(store: CohortStore, row: Mapping[str, str] | None, content: bytes | Code) -> None:
+    """A row's image is not given to another patient by coming again: a person must say whose it is."""
+    if row is None or row.get("role", "").lower() in LEFT_OUT:
+        return
+    owner = store.owner(_source_key(store, row, _there(content)))
+    if _patient(store, row) != owner and owner:
+        raise QuarantineError(Code.PATIENT_UNSURE)
 
 
 def _row_id(row: Mapping[str, str]) -> str:
     return row.get("image_id") or row["file"]
 
 
-def _read(store: CohortStore, folder: Path, row: Mapping[str, str] | None, known: Known) -> list[NewImage] | int | None:
+def _read(store: CohortStore, folder: Path, row: Mapping[str, str] | None, found: bytes | Code, known: Known) -> list[NewImage] | int | None:
     """The clean image of one row; 1 if it is in the cohort already; None if its role keeps it out."""
     if row is None:
         raise QuarantineError(Code.ROW_MALFORMED)
@@ -73,7 +100,7 @@ def _read(store: CohortStore, folder: Path, row: Mapping[str, str] | None, known
     if role not in ROLES:
         raise QuarantineError(Code.ROLE_UNKNOWN)
     pathology, patient_key = _label(row), _patient(store, row)
-    content = content_in(folder, row["file"])
+    content = _there(found)
     frame = decode_picture(content)
     gray = check_scan(to_gray(frame))
     box = _box(folder, row.get("mask_file", ""), gray.shape)
@@ -86,7 +113,7 @@ def _read(store: CohortStore, folder: Path, row: Mapping[str, str] | None, known
     return [_image(store, row, content, check_scan(scan), patient_key=patient_key, pathology=pathology, box=box)]
 
 
-def _to_look_at(store: CohortStore, folder: Path, row: Mapping[str, str] | None, known: Known) -> Held | None:
+def _to_look_at(store: CohortStore, folder: Path, row: Mapping[str, str] | None, found: bytes | Code, known: Known) -> Held | None:
     """What a person is shown of a row that waits; a label or box that cannot be used is left for the person to give.
 
     Raises:
@@ -94,7 +121,7 @@ def _to_look_at(store: CohortStore, folder: Path, row: Mapping[str, str] | None,
     """
     if row is None or row.get("role", "").lower() not in ROLES:
         return None
-    content, patient_key = content_in(folder, row["file"]), _patient(store, row)
+    content, patient_key = _there(found), _patient(store, row)
     [frame] = covered([decode_picture(content)], deny=deny_words(_identifiers(row)), known=known)
     try:
         pathology, box = _label(row), _box(folder, row.get("mask_file", ""), frame.shape[:2])

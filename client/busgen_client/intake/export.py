@@ -3,11 +3,13 @@ does not. The header is the one that intake reads images by; the pixels are thos
 
 Guarantees:
     - Nothing is copied from a source but what ``profile.deidentify`` let through and the cleaned frames; file meta and preamble are new.
+    - One patient has one pseudonym and one shift of dates, under however many numbers, as far as intake would tell.
     - Clean Pixel Data is claimed only by a caller who says that text inside the scan region was looked for.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from pydicom import Dataset
@@ -19,7 +21,8 @@ from busgen_client.cohort import CohortStore
 from busgen_client.intake.dicom import LARGEST, clean_scans, files_below
 from busgen_client.intake.findings import Code, IntakeResult, QuarantineError
 from busgen_client.intake.frames import Gray, Rectangle
-from busgen_client.intake.header import Clean, quietly, read_clean
+from busgen_client.intake.guests import Guests
+from busgen_client.intake.header import Clean, Identity, quietly, read_clean
 from busgen_client.intake.profile import Profile, add_method
 from busgen_client.intake.regions import is_tissue
 from busgen_client.intake.replacements import new_uid
@@ -43,10 +46,11 @@ def write_deidentified(store: CohortStore, folder: Path, out: Path, *, progress:
         raise InputError("the DICOM folder does not exist, or the folder to write to lies inside it")
     out.mkdir(parents=True, exist_ok=True)
     profile, held, written = Profile(key=store.pseudonyms.key, choices=store.choices), Counter[str](), 0
+    patient_of = partial(_patient_of, store, Guests(store))
     total = sum(1 for _ in files_below(folder)) if progress else None
     for path in tqdm(files_below(folder), total=total, desc="de-identify", unit="file", disable=not progress):
         try:
-            objects = _objects_of(path, profile)
+            objects = _objects_of(path, profile, patient_of)
         except QuarantineError as refused:
             held[refused.finding.value] += 1
             continue
@@ -56,11 +60,20 @@ def write_deidentified(store: CohortStore, folder: Path, out: Path, *, progress:
     return IntakeResult(added=written, quarantined=held.total(), codes=dict(sorted(held.items())))
 
 
-def _objects_of(path: Path, profile: Profile) -> list[FileDataset]:
+def _patient_of(store: CohortStore, guests: Guests, identity: Identity) -> str:
+    """The key of an object's patient; empty for one without an identifier."""
+    try:
+        person = store.pseudonyms.person(identity.patient_id, issuer=identity.issuer, name=identity.name, birth_date=identity.birth_date)
+    except InputError:
+        return ""
+    return guests.key_of(person)
+
+
+def _objects_of(path: Path, profile: Profile, patient_of: Callable[[Identity], str]) -> list[FileDataset]:
     try:
         if path.stat().st_size > LARGEST:
             raise QuarantineError(Code.FILE_TOO_LARGE)
-        clean = read_clean(path.read_bytes(), profile)
+        clean = read_clean(path.read_bytes(), profile, patient_of=patient_of)
         crop, scans, _ = clean_scans(clean.header, deny=clean.deny)
         return as_objects(clean, scans, crop=crop, profile=profile, text_removed=True)
     except BusgenError:

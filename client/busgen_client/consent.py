@@ -1,6 +1,6 @@
 """Withdrawn consent: what a node can undo, it undoes; what it cannot, it says.
 
-Undone: the patient's images, rows and pictures in local reports are deleted; the patient is never taken in again (a tombstone, which
+Undone: the patient's images, rows, pictures in local reports and all that waits are deleted; the patient is never taken in again (a tombstone, which
 is a keyed digest, knows them); jobs that hold the patient and have not released end with ``consent-withdrawn``.
 Not undone: releases that are out. They stay protected by their epsilon; the ledger notes them, and the hub is told that they hold a
 withdrawn patient, neither who nor how many.

@@ -103,6 +103,15 @@ def test_other_pixels_under_a_known_uid_wait(store: CohortStore, one: Path) -> N
     assert take(store, one).codes == {"uid-reused": 1}
 
 
+def test_a_file_that_could_not_be_read_waits_no_more_once_it_can(store: CohortStore, one: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that was too large, or locked, and is whole later leaves nothing in quarantine."""
+    with monkeypatch.context() as patch:
+        patch.setattr(dicom, "LARGEST", -dicom.OVERHEAD)
+        assert take(store, one).codes == {"file-too-large": 1}
+    assert take(store, one) == IntakeResult(added=1)
+    assert store.summary().quarantined == {}
+
+
 def test_the_same_pixels_under_another_uid_count_once_within_a_patient(store: CohortStore, one: Path) -> None:
     """A migration that gave an object a new UID does not double it; another patient with equal pixels is another patient."""
     labels = (one / "labels.csv").read_text()

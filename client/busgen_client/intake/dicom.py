@@ -80,12 +80,14 @@ def file_source(
     store: CohortStore, path: Path, labels: Labels, *, sealed: bool = False, done: Callable[[Code | None], None] = lambda _: None
 ) -> Source:
     """One file on its way in; ``sealed`` for one of the spool's, which the node may have sealed itself; ``done`` as in ``Source``."""
+    place = store.pseudonyms.key("path", str(path))
     try:
         data = _content(store, path, sealed=sealed) if path.stat().st_size <= LARGEST + OVERHEAD else None
     except (OSError, SealError):
-        return Source(key=store.pseudonyms.key("path", str(path)), read=partial(_refuse, Code.FILE_UNREADABLE), done=done)
+        return Source(key=place, read=partial(_refuse, Code.FILE_UNREADABLE), done=done)
     if data is None:
-        return Source(key=store.pseudonyms.key("path", str(path)), read=partial(_refuse, Code.FILE_TOO_LARGE), done=done)
+        return Source(key=place, read=partial(_refuse, Code.FILE_TOO_LARGE), done=done)
+    store.lift(place)  # it can be read now
     known: Known = {}
     read, show = partial(_guarded, store, data, labels, known), partial(to_look_at, store, data, labels, known=known)
     return Source(key=store.pseudonyms.key("file", sha256_bytes(data)), read=read, show=show, done=done)

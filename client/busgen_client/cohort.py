@@ -294,10 +294,10 @@ class CohortStore:
         """Write one file and its rows, in the caller's transaction."""
         if self._withdrawn(session, image.patient_key, image.person):
             return Admission.WITHDRAWN
-        if whose := session.scalar(select(ImageRow.patient_key).where(ImageRow.source_key == image.source_key)):
-            return self._again(session, image, whose)
         if image.origin and (before := session.get(ObjectRow, image.origin.object_key)) and before.patient_key != image.patient_key:
             return Admission.PATIENT_CONFLICT
+        if whose := session.scalar(select(ImageRow.patient_key).where(ImageRow.source_key == image.source_key)):
+            return self._again(session, image, whose)
         patient = session.get(PatientRow, image.patient_key)
         if patient is not None and image.role not in (None, patient.role):
             return Admission.ROLE_CONFLICT

@@ -83,24 +83,25 @@ def consent_withdraw(
     key: Annotated[str | None, typer.Argument(help="The patient's opaque key.")] = None,
     patient_id_file: Annotated[Path | None, typer.Option(help="File whose one line is the patient's identifier, as it was at intake.")] = None,
     issuer: Annotated[str, typer.Option(help="Issuer of that identifier, where the DICOM files name one.")] = "",
+    unknown_too: Annotated[bool, typer.Option("--unknown-too", help="Refuse from now on also a patient of whom nothing is here.")] = False,
     config: Config = NODE_TOML,
     as_json: AsJson = False,
 ) -> None:
     """Delete a patient's images, never take the patient in again, stop jobs that hold the patient, and tell the hub of releases that do.
 
-    Exit status: 0 done, 1 unknown key, unreadable file, or an intake is running, 2 wrong usage.
+    Exit status: 0 done, 1 nothing of the patient is here, unreadable file, or an intake is running, 2 wrong usage.
     """
     if (key is None) == (patient_id_file is None):
         raise typer.BadParameter("give either the patient's key or --patient-id-file")
     settings = load_settings(config)
     if patient_id_file is not None:
         key = patient_key_in(CohortStore(open_store(settings.data), settings.data), patient_id_file, issuer=issuer)
-    done = withdraw(settings, key or "", known=patient_id_file is None)
+    done = withdraw(settings, key or "", known=not unknown_too)
     print_rows([asdict(done)], as_json=True) if as_json else _tell(done)
 
 
 def _tell(done: Withdrawal) -> None:
-    typer.echo(f"{done.images} images deleted; this patient is refused from now on")
+    typer.echo(f"{done.images} images deleted, and all that waited; this patient is refused from now on")
     for campaign in done.stopped:
         typer.echo(f"stopped: {campaign}; 'busgen-node ledger settle {campaign}' gives back what never ran")
     for campaign, release in done.releases:

@@ -73,10 +73,11 @@ class Admission(StrEnum):
     ADDED = "added"
     DUPLICATE = "duplicate"
     ROLE_CONFLICT = "role-conflict"
+    PATIENT_CONFLICT = "patient-conflict"
     WITHDRAWN = "withdrawn"
 
 
-REFUSED = frozenset({Admission.ROLE_CONFLICT, Admission.WITHDRAWN})
+REFUSED = frozenset({Admission.PATIENT_CONFLICT, Admission.ROLE_CONFLICT, Admission.WITHDRAWN})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,6 +104,7 @@ class NewImage:
         origin: The DICOM object that it comes from, if any.
         birads: BI-RADS assessment, or None.
         person: By what the patient is known again, if the source says more than an identifier.
+        frame_key: Keyed digest of the frame as it came, where ``source_key`` is made of it and the patient: see ``frame_source``.
     """
 
     gray: "NDArray[np.uint8]"
@@ -115,6 +117,7 @@ class NewImage:
     origin: Origin | None = None
     birads: Birads | None = None
     person: patients.Person | None = None
+    frame_key: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -190,6 +193,32 @@ class CohortStore:
         """The key of the patient whom an object belongs to; None where its marks contradict each other (see ``patients.resolve``)."""
         with store_errors(), Session(self._engine) as session:
             return patients.resolve(session, person)
+
+    def as_known(self, image: NewImage) -> NewImage | None:
+        """An image that waited, as the patient's whose it is by what is known now; None where its marks contradict each other.
+
+        Raises:
+            StateError: it is another's now, and was held back by an earlier version, which did not keep what a change of hands needs.
+        """
+        person = image.person or patients.Person(key=image.patient_key)
+        patient_key = image.patient_key if self.withdrawn(person) else self.patient_of(person)
+        if patient_key is None:
+            return None
+        if patient_key == image.patient_key:
+            return image
+        if image.person is None:  # its source key does not depend on the patient
+            return replace(image, patient_key=patient_key)
+        if not image.frame_key:
+            raise StateError("whose this object is was learnt since it was held back, by an earlier version; take it in again")
+        return replace(image, patient_key=patient_key, source_key=self.pseudonyms.frame_source(patient_key, image.frame_key))
+
+    def learn(self, person: patients.Person) -> None:
+        """Note by what else a patient of the cohort is known, from an object that brings no new image; nothing of anybody else."""
+        with store_errors(), Session(self._engine) as session:
+            patient_key = patients.resolve(session, person)
+            if patient_key and session.get(PatientRow, patient_key):
+                patients.remember(session, patient_key, person)
+                session.commit()
 
     def canonical(self, patient_key: str) -> str:
         """The key under which a patient is held, given that of any identifier of theirs."""
@@ -285,8 +314,10 @@ class CohortStore:
         """Write one file and its rows, in the caller's transaction."""
         if self._withdrawn(session, image.patient_key, image.person):
             return Admission.WITHDRAWN
-        if session.scalar(select(ImageRow.image_id).where(ImageRow.source_key == image.source_key)):
-            return Admission.DUPLICATE
+        if image.origin and (before := session.get(ObjectRow, image.origin.object_key)) and before.patient_key != image.patient_key:
+            return Admission.PATIENT_CONFLICT
+        if whose := session.scalar(select(ImageRow.patient_key).where(ImageRow.source_key == image.source_key)):
+            return self._again(session, image, whose)
         patient = session.get(PatientRow, image.patient_key)
         if patient is not None and image.role not in (None, patient.role):
             return Admission.ROLE_CONFLICT
@@ -309,6 +340,14 @@ class CohortStore:
         )
         session.add(row)
         return Admission.ADDED
+
+    def _again(self, session: Session, image: NewImage, whose: str) -> Admission:
+        """An image that is there already: the same patient's, of whom it may say more, or nobody knows whose."""
+        if whose != image.patient_key:
+            return Admission.PATIENT_CONFLICT
+        if image.person is not None:
+            patients.remember(session, whose, image.person)
+        return Admission.DUPLICATE
 
     def _new_patient(self, session: Session, image: NewImage) -> PatientRow:
         role = image.role or self.pseudonyms.own_role(image.patient_key)
@@ -369,6 +408,11 @@ class CohortStore:
         """A DICOM object as it was taken in; None for one that was not."""
         with store_errors(), Session(self._engine) as session:
             return session.get(ObjectRow, object_key)
+
+    def owner(self, source_key: str) -> str | None:
+        """The key of the patient whose image this is; None where it is not in the cohort."""
+        with store_errors(), Session(self._engine) as session:
+            return session.scalar(select(ImageRow.patient_key).where(ImageRow.source_key == source_key))
 
     def holds(self, source_key: str, patient_key: str, role: Role | None) -> bool:
         """Whether this very image is in the cohort, with this patient and, unless None, in this role."""

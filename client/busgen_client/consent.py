@@ -1,6 +1,6 @@
 """Withdrawn consent: what a node can undo, it undoes; what it cannot, it says.
 
-Undone: the patient's images, rows and pictures in local reports are deleted; the patient is never taken in again (a tombstone, which
+Undone: the patient's images, rows, pictures in local reports and all that waits are deleted; the patient is never taken in again (a tombstone, which
 is a keyed digest, knows them); jobs that hold the patient and have not released end with ``consent-withdrawn``.
 Not undone: releases that are out. They stay protected by their epsilon; the ledger notes them, and the hub is told that they hold a
 withdrawn patient, neither who nor how many.
@@ -8,13 +8,14 @@ withdrawn patient, neither who nor how many.
 
 import json
 import re
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
+from busgen_client import patients
 from busgen_client.cohort import CohortStore, Role, open_cohort
 from busgen_client.cohort_rows import WithdrawnRow
 from busgen_client.database import compact, open_store
@@ -29,6 +30,10 @@ from busgen_privacy.ledger import Ledger
 
 KEY = re.compile(r"[0-9a-f]{64}")  # what Pseudonyms.patient_key gives
 ACCOUNTS: dict[Role | None, str] = {"member": "members", "holdout": "holdout", None: ""}
+UNKNOWN = (
+    "nothing of a patient of that key, or of that identifier and issuer, is or was here; nothing was changed. Check both (--issuer); "
+    "--unknown-too refuses this patient from now on all the same"
+)
 UNFROZEN = (JobState.OFFERED, JobState.ACCEPTED)  # without a list of images these hold nobody yet
 
 
@@ -60,23 +65,25 @@ def withdraw(settings: NodeSettings, patient_key: str, *, known: bool = True) ->
     Args:
         settings: The node's.
         patient_key: The patient's opaque key, as ``Pseudonyms.patient_key`` gives it.
-        known: Refuse a key that this cohort does not hold (it may be mistyped); False buries it all the same.
+        known: Refuse a key of which nothing is here, neither taken in nor waiting (it may be mistyped); False buries it all the same.
 
     Raises:
-        InputError: not a patient key, or none that this cohort holds.
+        InputError: not a patient key, or one of which nothing is here; nothing was changed.
         StateError: an intake is running.
         LedgerError: the ledger cannot be written; the rest is done, and the same command finishes it.
     """
-    from busgen_client.intake.spool import forget, sweep_halves  # imports pydicom
+    from busgen_client.intake.spool import forget, people, sweep_halves  # imports pydicom
 
     if not KEY.fullmatch(patient_key):
         raise InputError("a patient key is 64 hexadecimal digits, as the cohort store has it")
     engine = open_store(settings.data)
     store = open_cohort(settings, engine)
-    patient_key = store.canonical(patient_key)
     with store.intake():
+        waiting = [*HeldStore(store).people(), *people(store, settings.data)]
         with Session(engine, expire_on_commit=False) as session:
-            row = session.get(WithdrawnRow, store.pseudonyms.tombstone(patient_key)) or _bury(session, store, settings.data, patient_key, known=known)
+            patient_key = patients.whose(session, patient_key, waiting)
+            row = session.get(WithdrawnRow, store.pseudonyms.tombstone(patient_key))
+            row = row or _bury(session, store, settings.data, patient_key, waiting, known=known)
             session.commit()
         store.files.sweep()
         HeldStore(store).forget(patient_key)
@@ -84,13 +91,21 @@ def withdraw(settings: NodeSettings, patient_key: str, *, known: bool = True) ->
         sweep_halves(settings.data / "spool")  # one may be of this patient
         remove_pictures(engine, settings.data)
     compact(engine)
-    ledger = Ledger(settings.data / "ledger.jsonl", site=settings.site)
-    for _, release_id in row.releases:
-        ledger.withdraw(row.account, release_id)
-    with Session(engine) as session:
-        session.merge(row).finished = True
-        session.commit()
+    _finish(engine, Ledger(settings.data / "ledger.jsonl", site=settings.site))
     return _withdrawal(row)
+
+
+def _finish(engine: Engine, ledger: Ledger) -> None:
+    """Note in the ledger what is not noted yet, of an earlier withdrawal too: it may have been by another identifier of the same patient."""
+    with Session(engine, expire_on_commit=False) as session:
+        left = session.scalars(select(WithdrawnRow).where(WithdrawnRow.finished.is_(False))).all()
+    for row in left:
+        for _, release_id in row.releases:
+            ledger.withdraw(row.account, release_id)
+    with Session(engine) as session:
+        for row in left:
+            session.merge(row).finished = True
+        session.commit()
 
 
 def withdrawals(settings: NodeSettings) -> list[Withdrawal]:
@@ -115,7 +130,7 @@ def patient_key_in(store: CohortStore, file: Path, *, issuer: str = "") -> str:
         InputError: the file cannot be read, or holds no identifier or several lines.
     """
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").splitlines()  # Windows writes a byte order mark
     except (OSError, ValueError):
         raise InputError("the file with the patient's identifier cannot be read") from None
     if len(lines) != 1:
@@ -123,11 +138,13 @@ def patient_key_in(store: CohortStore, file: Path, *, issuer: str = "") -> str:
     return store.pseudonyms.patient_key(lines[0], issuer=issuer)
 
 
-def _bury(session: Session, store: CohortStore, data: Path, patient_key: str, *, known: bool) -> WithdrawnRow:
+def _bury(session: Session, store: CohortStore, data: Path, patient_key: str, waiting: Sequence[patients.Person], *, known: bool) -> WithdrawnRow:
     """Everything that happens in the one transaction."""
+    here = patients.learn_all(session, patient_key, waiting) or any(person.key == patient_key for person in waiting)
+    before = patients.is_buried(session, store.pseudonyms.key, patients.Person(key=patient_key))
     role, images = store.forget(session, patient_key)
-    if role is None and known:
-        raise InputError("this cohort holds no patient of that key; nothing was changed")
+    if known and role is None and not (here or before):
+        raise InputError(UNKNOWN)
     row = WithdrawnRow(
         tombstone=store.pseudonyms.tombstone(patient_key), account=ACCOUNTS[role], images=len(images), held=[], releases=[], stopped=[]
     )

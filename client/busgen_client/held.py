@@ -59,7 +59,7 @@ class HeldStore:
     """
 
     def __init__(self, store: CohortStore) -> None:
-        self._engine, self._vault, self._folder = store.engine, store.vault, store.data / "quarantine"
+        self._store, self._engine, self._vault, self._folder = store, store.engine, store.vault, store.data / "quarantine"
         self._phantoms = phantom_keys(store.pseudonyms.key)
 
     def put(self, source_key: str, held: Held) -> None:
@@ -131,14 +131,22 @@ class HeldStore:
         self.drop(before)
 
     def forget(self, patient_key: str) -> None:
-        """Delete all that waits of a patient. Hold ``CohortStore.intake`` meanwhile."""
+        """Delete all that waits of a patient, and of everybody who withdrew consent. Hold ``CohortStore.intake`` meanwhile."""
+        gone = [key for key, row in self._all().items() if patient_key in (row.patient_key, _person(row).key) or self._store.withdrawn(_person(row))]
         with Session(self._engine) as session:
-            theirs = select(HeldRow.source_key).where(HeldRow.patient_key == patient_key)
-            session.execute(delete(PlaceRow).where(PlaceRow.source_key.in_(theirs)))
-            session.execute(delete(QuarantineRow).where(QuarantineRow.source_key.in_(theirs)))
-            session.execute(delete(HeldRow).where(HeldRow.patient_key == patient_key))
+            for table in (PlaceRow, QuarantineRow, HeldRow):
+                for source_key in gone:
+                    session.execute(delete(table).where(table.source_key == source_key))
             session.commit()
         self._unlink_strays()
+
+    def people(self) -> list[Person]:
+        """Who waits here, one for each object."""
+        return [_person(row) for row in self._all().values()]
+
+    def _all(self) -> dict[str, HeldRow]:
+        with Session(self._engine) as session:
+            return {row.source_key: row for row in session.scalars(select(HeldRow))}
 
     def sweep(self) -> None:
         """Delete what a crash left: rows of what waits no longer, and files without a row. ``CohortStore.intake`` does so where it must."""
@@ -208,6 +216,11 @@ def as_image(row: HeldRow, number: int, gray: Pixels, *, pathology: Pathology, b
     nested = {name: make(facts[name]) for name, make in NESTED.items() if facts.get(name) is not None}
     changed = {"gray": gray, "pathology": pathology, "box": box}
     return NewImage(**{**facts, **nested, **changed})  # type: ignore[arg-type]  # as _facts wrote them
+
+
+def _person(row: HeldRow) -> Person:
+    facts = row.images[0].get("person")
+    return Person(**facts) if isinstance(facts, dict) else Person(key=row.patient_key)
 
 
 def box_of(row: HeldRow) -> Box | None:

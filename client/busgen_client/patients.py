@@ -7,6 +7,7 @@ agrees is joined, what contradicts itself waits for a person, and nothing is gue
 
 import re
 import unicodedata
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Protocol
@@ -108,11 +109,37 @@ def canonical(session: Session, patient_key: str) -> str:
     return _by_id(session, patient_key) or patient_key
 
 
+def whose(session: Session, identifier: str, people: Iterable[Person]) -> str:
+    """``canonical``, where nobody was taken in under this identifier too: people who wait may say whose it is, if they agree."""
+    if known := _by_id(session, identifier):
+        return known
+    said = {resolve(session, person) for person in people if person.key == identifier} - {None, identifier}
+    return said.pop() or identifier if len(said) == 1 else identifier
+
+
 def remember(session: Session, patient_key: str, person: Person) -> None:
     """Note the marks of an admitted object, in the caller's transaction."""
     rows = [{"patient_key": patient_key, "kind": kind, "mark": mark} for kind, mark in person.marks() if (kind, mark) != ("id", patient_key)]
     if rows:
         session.execute(insert(MarkRow).on_conflict_do_nothing(), rows)
+
+
+def learn_all(session: Session, patient_key: str, people: Iterable[Person]) -> int:
+    """Note the marks of those who are this patient by what is known, and of those who then are, in the caller's transaction; how many are."""
+    left, learnt = list(people), 0
+    while found := [person for person in _near(session, patient_key, left) if resolve(session, person) == patient_key]:
+        for person in found:
+            remember(session, patient_key, person)
+        learnt += len(found)
+        left = [person for person in left if person not in found]
+    return learnt
+
+
+def _near(session: Session, patient_key: str, people: Iterable[Person]) -> list[Person]:
+    """Those who share an identifier, or name with birth date, with a patient."""
+    marks = select(MarkRow.mark).where(MarkRow.patient_key == patient_key, MarkRow.kind.in_(("id", "person")))
+    known = {patient_key, *session.scalars(marks)}
+    return [person for person in people if known & {person.key, person.person}]
 
 
 def bury(session: Session, key: Keyed, patient_key: str) -> None:

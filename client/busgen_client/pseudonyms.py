@@ -63,6 +63,10 @@ class Pseudonyms:
         """The opaque key of a DICOM object."""
         return self.key("object", sop_uid)
 
+    def frame_source(self, patient_key: str, frame_key: str) -> str:
+        """The source key of a frame within a patient; ``frame_key`` is a keyed digest of the frame alone."""
+        return self.key("frame", patient_key, frame_key)
+
     def tombstone(self, patient_key: str) -> str:
         """What is kept of a patient who withdrew consent: a keyed digest of the key, hexadecimal."""
         return self.key("withdrawn", patient_key)

@@ -3,7 +3,8 @@
 Guarantees:
     - Every action is in the journal, with who, when and what, if and only if it is carried out: one transaction holds both. Nothing of a
       patient is in the line.
-    - A released object passes the same checks of pixels and the same admission (patient's role, consent, duplicates) as any other.
+    - A released object passes the same checks of pixels and the same admission (whose it is by what is known at its release, role, consent,
+      duplicates) as any other.
     - The images of an object enter together or not at all. What was blacked out is black in every one that is stored, at full resolution,
       before anything is resized, also in those that came by another object before.
     - An action refers to what the person saw: if the object changed meanwhile, or somebody decided on it, it is refused. People and intake
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
-from busgen_client.cohort import Admission, Box, CohortStore
+from busgen_client.cohort import Admission, Box, CohortStore, NewImage
 from busgen_client.cohort_rows import JournalRow, QuarantineRow
 from busgen_client.devices import model_name
 from busgen_client.held import DELETED, RELEASED, HeldStore, as_image, box_of
@@ -188,7 +189,8 @@ class Quarantine:
             Images that are new in the cohort; fewer than the object has where some were there already.
 
         Raises:
-            StateError: it changed, cannot be released, a label or a box is missing, its patient has the other role, or an intake is running.
+            StateError: it changed, cannot be released, a label or a box is missing, its patient has the other role or is not sure, or an intake
+                is running.
             InputError: what the boxes leave is no scan.
             ConsentWithdrawnError: its patient withdrew consent; the object is deleted.
         """
@@ -300,7 +302,7 @@ class Quarantine:
             raise StateError("this object has no label that can be used; give one, or correct the label file and take it in again")
         frames, box_left = self._fixed(held)
         box_left = None if label is Pathology.NORMAL else box_left
-        images = [as_image(held, number, frame, pathology=label, box=box_left) for number, frame in enumerate(frames)]
+        images = self._as_known([as_image(held, number, frame, pathology=label, box=box_left) for number, frame in enumerate(frames)])
         line = _line("released", row, who, images=len(images), boxes=len(held.masks), **({} if item.pathology else {"label": label.value}))
         outcomes = self._store.add_all(images, clears=row.source_key, renew=bool(held.masks), beside=[line, _decision(row, held, RELEASED)])
         if Admission.WITHDRAWN in outcomes:
@@ -308,10 +310,18 @@ class Quarantine:
                 self._delete(session, row, held, who)
             self._clear(row, held)
             raise ConsentWithdrawnError("this patient has withdrawn consent; the object was deleted")
+        if Admission.PATIENT_CONFLICT in outcomes:
+            raise StateError(REASONS[Code.PATIENT_UNSURE])
         if Admission.ROLE_CONFLICT in outcomes:
             raise StateError(REASONS[Code.ROLE_CONFLICT])
         self._clear(row, held)
         return outcomes.count(Admission.ADDED)
+
+    def _as_known(self, images: Sequence[NewImage]) -> list[NewImage]:
+        known = [self._store.as_known(image) for image in images]
+        if None in known:
+            raise StateError(REASONS[Code.PATIENT_UNSURE])
+        return [image for image in known if image]
 
     def _fixed(self, held: HeldRow) -> tuple[list[Gray], Box | None]:
         """Frames with their boxes black and black borders cut off; the lesion box in what is left."""

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -206,7 +207,7 @@ def test_jobs_without_the_patient_go_on(node: NodeSettings) -> None:
 def test_a_patient_who_was_never_here_is_refused_from_now_on_if_named_by_identifier(node: NodeSettings, tmp_path: Path) -> None:
     """A key that nobody has may be mistyped and changes nothing; an identifier is buried all the same; both are 64 digits or nothing."""
     store, zoe = cohort(node), key(node, "zoe")
-    with pytest.raises(InputError, match="no patient of that key"):
+    with pytest.raises(InputError, match="nothing of a patient of that key"):
         withdraw(node, zoe)
     assert store.add(new_image(store, "zoe", 0, role="member")) is Admission.ADDED
     for wrong in ("", "vivi", zoe[:-1], zoe.upper(), f"{zoe} "):
@@ -316,11 +317,42 @@ def test_the_commands(node: NodeSettings, tmp_path: Path, capsys: pytest.Capture
     assert "one line" in str(run(tmp_path, "consent", "withdraw", "--patient-id-file", str(file)))
 
 
-def test_the_issuer_is_part_of_the_patient(node: NodeSettings, tmp_path: Path) -> None:
-    """The same number from another issuer is another patient, and is left alone."""
+def test_the_issuer_is_part_of_the_patient(node: NodeSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same number from another issuer is another patient, who is not here: the command fails, says to check the issuer, and changes nothing.
+    With --unknown-too that patient is refused from now on; the one who is here is left alone."""
     (tmp_path / "identifier").write_text("vivi")
-    assert run(tmp_path, "consent", "withdraw", "--patient-id-file", str(tmp_path / "identifier"), "--issuer", "elsewhere") == 0
+    words = ("consent", "withdraw", "--patient-id-file", str(tmp_path / "identifier"), "--issuer", "elsewhere")
+    said = str(run(tmp_path, *words))
+    assert "--issuer" in said
+    assert "vivi" not in said
+    assert withdrawals(node) == []
+    assert run(tmp_path, *words, "--unknown-too") == 0
+    assert "0 images deleted" in capsys.readouterr().out
+    assert cohort(node).withdrawn(cohort(node).pseudonyms.person("vivi", issuer="elsewhere"))
     assert key(node, "vivi") in cohort(node).load("member").patients
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_an_identifier_is_read_with_and_without_a_byte_order_mark(node: NodeSettings, tmp_path: Path, encoding: str) -> None:
+    """A file as Windows writes it names the same patient."""
+    (tmp_path / "identifier").write_text("vivi\r\n", encoding=encoding)
+    assert run(tmp_path, "consent", "withdraw", "--patient-id-file", str(tmp_path / "identifier")) == 0
+    assert key(node, "vivi") not in cohort(node).load("member").patients
+
+
+def test_a_crash_is_finished_by_another_number_too(node: NodeSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the ledger could not be written, the withdrawal repeated by another number of the same patient writes it."""
+    store = cohort(node)
+    old, new = (store.pseudonyms.person(number, name="Doe^Jane", birth_date="19610412") for number in ("old", "new"))
+    store.add(replace(new_image(store, "old", 0, role="member"), person=old))
+    store.learn(new)
+    job_in(node, "c1", JobState.RELEASED)
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "withdraw", lambda *_: (_ for _ in ()).throw(Killed()))
+        with pytest.raises(Killed):
+            withdraw(node, old.key)
+    assert withdraw(node, new.key).images == 0
+    assert [e.reference for e in ledger(node).entries()] == ["north-c1"]
 
 
 def test_the_hub_keeps_the_notice_whichever_message_brings_it(node: NodeSettings, tmp_path: Path) -> None:

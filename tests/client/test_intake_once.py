@@ -103,6 +103,15 @@ def test_other_pixels_under_a_known_uid_wait(store: CohortStore, one: Path) -> N
     assert take(store, one).codes == {"uid-reused": 1}
 
 
+def test_a_file_that_could_not_be_read_waits_no_more_once_it_can(store: CohortStore, one: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that was too large, or locked, and is whole later leaves nothing in quarantine."""
+    with monkeypatch.context() as patch:
+        patch.setattr(dicom, "LARGEST", -dicom.OVERHEAD)
+        assert take(store, one).codes == {"file-too-large": 1}
+    assert take(store, one) == IntakeResult(added=1)
+    assert store.summary().quarantined == {}
+
+
 def test_the_same_pixels_under_another_uid_count_once_within_a_patient(store: CohortStore, one: Path) -> None:
     """A migration that gave an object a new UID does not double it; another patient with equal pixels is another patient."""
     labels = (one / "labels.csv").read_text()
@@ -115,6 +124,60 @@ def test_the_same_pixels_under_another_uid_count_once_within_a_patient(store: Co
     assert take(store, one) == IntakeResult(duplicates=1)
     rewrite(one, lambda header: header.update(someone_else(f"{uid}.2")))
     assert take(store, one) == IntakeResult(added=1)
+
+
+def as_it_was(_header: Dataset) -> None:
+    pass
+
+
+def under_another_uid(header: Dataset) -> None:
+    header.SOPInstanceUID += ".1"
+
+
+@pytest.mark.parametrize("packed", [as_it_was, compress, under_another_uid])
+def test_a_new_number_is_learnt_from_an_object_that_comes_again(
+    node: NodeSettings, store: CohortStore, one: Path, packed: Callable[[Dataset], object]
+) -> None:
+    """The same pixels under a corrected patient number, name and birth date being the same: a withdrawal by the new number deletes them."""
+    label = (one / "labels.csv").read_text()
+    uid = dcmread(one / "IM00001").SOPInstanceUID
+    (one / "labels.csv").write_text(label + "".join(line.replace(uid, f"{uid}.1") + "\n" for line in label.splitlines() if uid in line))
+    assert take(store, one) == IntakeResult(added=1)
+    rewrite(one, packed)
+    rewrite(one, lambda header: setattr(header, "PatientID", "NEW-NUMBER-77"))
+    assert take(store, one) == IntakeResult(duplicates=1)
+    assert withdraw(node, number_77(store, one)).images == 1
+    assert rows(node, ImageRow) == 0
+
+
+@pytest.mark.parametrize("packed", [as_it_was, compress])
+def test_an_object_is_not_given_to_another_patient_by_coming_again(
+    node: NodeSettings, store: CohortStore, one: Path, packed: Callable[[Dataset], object]
+) -> None:
+    """The same object with the number, name and birth date of somebody else is neither a duplicate nor a second image: a person is told."""
+    uid = dcmread(one / "IM00001").SOPInstanceUID
+    assert take(store, one) == IntakeResult(added=1)
+    rewrite(one, packed)
+    rewrite(one, lambda header: header.update(someone_else(uid)))
+    assert take(store, one).codes == {"patient-unsure": 1}
+    assert rows(node, ImageRow) == 1
+
+
+def test_a_withdrawal_reaches_images_once_the_number_is_known_to_be_theirs(node: NodeSettings, store: CohortStore, one: Path) -> None:
+    """A patient withdraws by a number that is not known here. An object that comes again under it is refused, and the withdrawal, repeated,
+    deletes what was taken in under the other number."""
+    assert take(store, one) == IntakeResult(added=1)
+    number = number_77(store, one)
+    assert withdraw(node, number, known=False).images == 0
+    rewrite(one, lambda header: setattr(header, "PatientID", "NEW-NUMBER-77"))
+    assert take(store, one).codes == {"consent-withdrawn": 1}
+    assert withdraw(node, number).images == 1
+    assert rows(node, ImageRow) == 0
+
+
+def number_77(store: CohortStore, folder: Path) -> str:
+    """The key of a number that the objects of the study do not have."""
+    return store.pseudonyms.patient_key("NEW-NUMBER-77", issuer=dcmread(folder / "IM00001").IssuerOfPatientID)
 
 
 def someone_else(uid: str) -> Dataset:

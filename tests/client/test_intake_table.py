@@ -3,6 +3,7 @@
 import csv
 import io
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -150,6 +151,27 @@ def test_row_with_a_field_too_many_waits(store: CohortStore, folder: Path) -> No
     (folder / "images.csv").write_text("file,pathology,group\n1.png,benign,p1,extra\n1.png,benign,p2\n", "utf-8")
     result = intake_table(store, folder, progress=False)
     assert (result.added, result.codes) == (1, {"row-malformed": 1})
+
+
+def test_an_image_is_not_given_to_another_patient_by_coming_again(store: CohortStore, folder: Path) -> None:
+    """The same row with another patient is no duplicate: a person is told, and the image stays whose it was."""
+    write(folder, [row()])
+    assert intake_table(store, folder, progress=False).added == 1
+    write(folder, [row(group="PATIENT-4711")])
+    assert intake_table(store, folder, progress=False).codes == {"patient-unsure": 1}
+    assert [each.patient_key for each in store.rows()] == [store.pseudonyms.patient_key("PATIENT-0815")]
+
+
+def test_a_patient_known_by_another_number_is_the_same_in_a_table(store: CohortStore, folder: Path) -> None:
+    """A number that was joined to a patient by DICOM objects is that patient's in a table too: one patient, one role."""
+    first, second = (store.pseudonyms.person(number, name="Doe^Jane", birth_date="19610412") for number in ("1", "2"))
+    write(folder, [row(group="1", role="")])
+    intake_table(store, folder, progress=False)
+    store.learn(replace(second, key=first.key))
+    store.learn(second)
+    write(folder, [row(group="1", role=""), row(image_id="b", group="2", role="")])
+    intake_table(store, folder, progress=False)
+    assert [each.patient_key for each in store.rows()] == [first.key] * 2
 
 
 def test_role_that_contradicts_the_patients_waits(store: CohortStore, folder: Path) -> None:

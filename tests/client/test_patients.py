@@ -12,8 +12,11 @@ from busgen_client.cohort import Admission, CohortStore, NewImage
 from busgen_client.cohort_rows import MarkRow
 from busgen_client.consent import withdraw
 from busgen_client.database import open_store
+from busgen_client.intake.spool import Spool
 from busgen_client.patients import plain_name
+from busgen_core.errors import InputError
 from busgen_core.labels import Pathology
+from tests.client import headers
 from tests.client.node import lay_out
 
 DAY = "19610412"
@@ -131,6 +134,24 @@ def test_a_withdrawn_patient_is_known_under_every_number(tmp_path: Path) -> None
     assert len(store.rows()) == 1
     assert not store.withdrawn(store.pseudonyms.person("4", name="Roe^Mary", birth_date=DAY))
     engine.dispose()
+
+
+def test_a_number_that_only_the_spool_knows_reaches_the_patient(tmp_path: Path) -> None:
+    """An object that waits in the spool says that a new number is a known patient's: a withdrawal by it deletes image and object, and of a number
+    that nothing here says, nothing."""
+    settings, header = lay_out(tmp_path), headers.person()
+    store = CohortStore(open_store(settings.data), settings.data)
+    add(store, Study("1", name=str(header.PatientName), born=header.PatientBirthDate))
+    spool = Spool(store, settings.data)
+    with spool.receiving():
+        spool.put(headers.whole(header), header.SOPInstanceUID)
+    with pytest.raises(InputError, match="unknown-too"):
+        withdraw(settings, store.pseudonyms.patient_key("2"))
+    assert len(spool.waiting()) == 1
+    assert withdraw(settings, store.pseudonyms.patient_key(header.PatientID)).images == 1
+    assert spool.waiting() == []
+    assert store.withdrawn(store.pseudonyms.person("1"))
+    store.engine.dispose()
 
 
 NAMES = {

@@ -272,6 +272,59 @@ def test_withdrawn_consent_empties_the_quarantine_of_that_patient(node: NodeSett
     assert len(list((store.data / "quarantine").iterdir())) == 1
 
 
+BORN = "19610412"
+
+
+def waiting_for_its_scanner(store: CohortStore, number: str, name: str = "") -> None:
+    """An object of a patient of this number, and name, waits with a picture."""
+    person = store.pseudonyms.person(number, name=name, birth_date=BORN if name else "")
+    frame = np.random.default_rng(len(number)).integers(1, 255, (64, 80), dtype=np.uint8)
+    key = store.pseudonyms.key("test", number, name)
+    image = NewImage(gray=frame, patient_key=person.key, pathology=Pathology.BENIGN, box=None, device=DEVICE, source_key=key, person=person)
+    store.quarantine(key, code=Code.DEVICE_UNKNOWN, reason="")
+    HeldStore(store).put(key, Held(images=(image,)))
+
+
+def admitted(store: CohortStore, number: str, name: str) -> None:
+    person = store.pseudonyms.person(number, name=name, birth_date=BORN)
+    frame = np.random.default_rng(3).integers(1, 255, (64, 80), dtype=np.uint8)
+    store.add(NewImage(gray=frame, patient_key=person.key, pathology=Pathology.BENIGN, box=None, device="", source_key=number, person=person))
+
+
+@pytest.mark.parametrize("by", ["1", "22"])
+def test_what_waits_under_another_number_goes_with_its_patient(node: NodeSettings, store: CohortStore, by: str) -> None:
+    """One patient, taken in under one number, waits under a second number by name, and once by the second number alone. A withdrawal by either
+    number deletes image, pictures and rows, and both numbers are refused; somebody else's object waits on."""
+    admitted(store, "1", "Doe^Jane")
+    waiting_for_its_scanner(store, "22", "Doe^Jane")
+    waiting_for_its_scanner(store, "22")
+    waiting_for_its_scanner(store, "333", "Roe^Mary")
+    assert withdraw(node, store.pseudonyms.patient_key(by)).images == 1
+    assert [person.key for person in HeldStore(store).people()] == [store.pseudonyms.patient_key("333")]
+    assert (len(Quarantine(store).items()), len(list((store.data / "quarantine").iterdir())), stored(store)) == (1, 1, [])
+    assert all(store.withdrawn(store.pseudonyms.person(number)) for number in ("1", "22"))
+
+
+def test_a_patient_of_whom_everything_waits_can_withdraw(node: NodeSettings, store: CohortStore) -> None:
+    """Nothing was taken in of the patient, so only what waits says that two numbers are one patient's; all of it goes."""
+    waiting_for_its_scanner(store, "1", "Doe^Jane")
+    waiting_for_its_scanner(store, "22", "Doe^Jane")
+    waiting_for_its_scanner(store, "1")
+    withdraw(node, store.pseudonyms.patient_key("22"))
+    assert (HeldStore(store).people(), list((store.data / "quarantine").iterdir())) == ([], [])
+    assert store.withdrawn(store.pseudonyms.person("1"))
+
+
+def test_no_picture_is_kept_of_a_patient_who_withdrew(node: NodeSettings, store: CohortStore, tmp_path: Path) -> None:
+    """An object of an unknown scanner whose patient withdrew consent is refused; it does not wait with its picture."""
+    study_of_unknown_device(tmp_path / "study")
+    header = dcmread(tmp_path / "study" / "IM00001")
+    withdraw(node, store.pseudonyms.patient_key(header.PatientID, issuer=header.IssuerOfPatientID), known=False)
+    result = intake_dicom(store, tmp_path / "study", tmp_path / "study" / "labels.csv", progress=False)
+    assert set(result.codes) == {"consent-withdrawn"}
+    assert not (store.data / "quarantine").exists()
+
+
 def test_a_patient_who_withdrew_is_not_released(node: NodeSettings, store: CohortStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """What waited of a patient who withdrew meanwhile is deleted when somebody releases it, should it still be there."""
     name, quarantine = one_waiting(store, Code.NO_SCAN_REGION), Quarantine(store)
@@ -349,6 +402,105 @@ def test_names_that_an_earlier_version_trusted_wait_again(store: CohortStore, tm
     assert [item.trustable for item in Quarantine(store).items()] == [False] * count
     with pytest.raises(InputError, match="no object"):
         Quarantine(store).trust(DEVICE, who=WHO)
+
+
+def two_objects(folder: Path, *whose: tuple[str, str, str]) -> Path:
+    """Objects of an unknown scanner, of these patients: number, name, birth date."""
+    study_of_unknown_device(folder, patients=3)
+    files = sorted(folder.glob("IM*"))
+    for path, (number, name, born) in zip(files, whose, strict=False):
+        header = dcmread(path)
+        header.PatientID, header.PatientName, header.PatientBirthDate = number, name, born
+        header.save_as(path)
+    for path in files[len(whose) :]:
+        path.unlink()
+    return folder
+
+
+def take(store: CohortStore, folder: Path) -> dict[str, int]:
+    return dict(intake_dicom(store, folder, folder / "labels.csv", progress=False).codes)
+
+
+def people(store: CohortStore) -> int:
+    return store.count_patients("member") + store.count_patients("holdout")
+
+
+@pytest.mark.usefixtures("unread")
+@pytest.mark.parametrize("alone", [True, False])
+def test_one_patient_under_two_numbers_is_one_after_a_release_too(store: CohortStore, tmp_path: Path, alone: bool) -> None:
+    """Two objects that waited at once, of one name and birth date and two numbers, are one patient's on one side, however they are released."""
+    study, quarantine = two_objects(tmp_path / "study", ("1", "DOE^JANE", BORN), ("22", "DOE^JANE", BORN)), Quarantine(store)
+    assert take(store, study) == {"device-unknown": 2}
+    if alone:
+        assert [quarantine.release(item.name, who=WHO) for item in quarantine.items()] == [1, 1]
+    else:
+        assert quarantine.trust(DEVICE, who=WHO) == 2
+    assert (people(store), len(stored(store))) == (1, 2)
+    assert len({row.role for row, _ in stored(store)}) == 1
+    assert take(store, study) == {}
+
+
+@pytest.mark.usefixtures("unread")
+def test_what_contradicts_itself_waits_on_when_its_scanner_is_trusted(store: CohortStore, tmp_path: Path) -> None:
+    """One number with two names and birth dates: the first is released, the second waits, says why, and makes no patient."""
+    study, quarantine = two_objects(tmp_path / "study", ("1", "DOE^JANE", BORN), ("1", "ROE^MARY", "19800202")), Quarantine(store)
+    take(store, study)
+    assert quarantine.trust(DEVICE, who=WHO) == 1
+    (item,) = quarantine.items()
+    with pytest.raises(StateError, match="different patients"):
+        quarantine.release(item.name, who=WHO)
+    assert (people(store), len(stored(store))) == (1, 1)
+
+
+@pytest.mark.usefixtures("unread")
+def test_equal_frames_of_one_patient_count_once_after_a_release_too(store: CohortStore, tmp_path: Path) -> None:
+    """The same frame sent under a new object number and a new patient number, both waiting, is one image; the second release adds none."""
+    study, quarantine = two_objects(tmp_path / "study", ("1", "DOE^JANE", BORN)), Quarantine(store)
+    header, labels = dcmread(study / "IM00001"), (study / "labels.csv").read_text()
+    uid = header.SOPInstanceUID
+    header.PatientID, header.SOPInstanceUID = "22", f"{uid}.1"
+    header.save_as(study / "IM00002")
+    (study / "labels.csv").write_text(labels + "".join(f"{line.replace(uid, f'{uid}.1')}\n" for line in labels.splitlines() if uid in line))
+    take(store, study)
+    assert [quarantine.release(item.name, who=WHO) for item in quarantine.items()] == [1, 0]
+    assert (people(store), len(stored(store))) == (1, 1)
+
+
+@pytest.mark.usefixtures("unread")
+def test_an_object_that_waits_as_two_patients_is_released_as_one(store: CohortStore, tmp_path: Path) -> None:
+    """An object that came again for somebody else while it waited is released once; the other is refused, for a person to say whose it is."""
+    study, quarantine = two_objects(tmp_path / "study", ("1", "DOE^JANE", BORN)), Quarantine(store)
+    header = dcmread(study / "IM00001")
+    header.PatientID, header.PatientName, header.PatientBirthDate = "22", "ROE^MARY", "19800202"
+    header.save_as(study / "IM00002")
+    take(store, study)
+    first, second = quarantine.items()
+    quarantine.release(first.name, who=WHO)
+    with pytest.raises(StateError, match="different patients"):
+        quarantine.release(second.name, who=WHO)
+    assert (people(store), len(stored(store))) == (1, 1)
+
+
+def test_a_row_that_waited_is_its_patients_by_what_was_learnt_since(store: CohortStore, table: Path) -> None:
+    """A table's row waits under a number that is then found to be a known patient's: released, it is that patient's."""
+    admitted(store, "1", "Doe^Jane")
+    store.learn(store.pseudonyms.person("patient of one", name="Doe^Jane", birth_date=BORN))
+    quarantine = Quarantine(store)
+    quarantine.mask(named(quarantine, Code.COLOUR), TEXT, who=WHO)
+    quarantine.release(named(quarantine, Code.COLOUR), who=WHO)
+    assert {row.patient_key for row, _ in stored(store)} == {store.pseudonyms.patient_key("1")}
+
+
+def test_a_released_row_is_not_given_to_another_patient(quarantine: Quarantine, store: CohortStore, table: Path) -> None:
+    """A row that a person released and that then names another patient waits; corrected back, nothing waits."""
+    name, rows = named(quarantine, Code.COLOUR), (table / "images.csv").read_text()
+    quarantine.mask(name, TEXT, who=WHO)
+    quarantine.release(name, who=WHO)
+    (table / "images.csv").write_text(rows.replace("patient of one", "patient of none"))
+    assert intake_table(store, table, progress=False).codes == {"label-unknown": 1, "patient-unsure": 1}
+    (table / "images.csv").write_text(rows)
+    assert intake_table(store, table, progress=False).codes == {"label-unknown": 1}
+    assert quarantine.counts() == {"label-unknown": 1}
 
 
 def test_of_what_a_person_looks_at_no_header_stays_on_the_disk(store: CohortStore, tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ Guarantees:
       furniture too.
     - Whatever a file holds, it is admitted, counted as a duplicate, or waits in quarantine; no file ends the run.
     - An object counts once: by its SOP Instance UID and pixels, also in another transfer syntax, and by its pixels within a patient.
+    - An object that comes again is the same patient's, or waits; what it says of the patient is learnt, a new number too.
+    - Of a patient who withdrew consent, nothing is decoded and no picture is kept.
     - An object that a person saw and deleted is passed over by its SOP Instance UID, in whatever file it comes.
 """
 
@@ -20,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
 
-from busgen_client.cohort import CohortStore, NewImage, Origin
+from busgen_client.cohort import CohortStore, NewImage, ObjectRow, Origin
 from busgen_client.held import Held, HeldStore
 from busgen_client.intake.decode import check_described, frames
 from busgen_client.intake.findings import Code, IntakeResult, QuarantineError
@@ -78,12 +80,14 @@ def file_source(
     store: CohortStore, path: Path, labels: Labels, *, sealed: bool = False, done: Callable[[Code | None], None] = lambda _: None
 ) -> Source:
     """One file on its way in; ``sealed`` for one of the spool's, which the node may have sealed itself; ``done`` as in ``Source``."""
+    place = store.pseudonyms.key("path", str(path))
     try:
         data = _content(store, path, sealed=sealed) if path.stat().st_size <= LARGEST + OVERHEAD else None
     except (OSError, SealError):
-        return Source(key=store.pseudonyms.key("path", str(path)), read=partial(_refuse, Code.FILE_UNREADABLE), done=done)
+        return Source(key=place, read=partial(_refuse, Code.FILE_UNREADABLE), done=done)
     if data is None:
-        return Source(key=store.pseudonyms.key("path", str(path)), read=partial(_refuse, Code.FILE_TOO_LARGE), done=done)
+        return Source(key=place, read=partial(_refuse, Code.FILE_TOO_LARGE), done=done)
+    store.lift(place)  # it can be read now
     known: Known = {}
     read, show = partial(_guarded, store, data, labels, known), partial(to_look_at, store, data, labels, known=known)
     return Source(key=store.pseudonyms.key("file", sha256_bytes(data)), read=read, show=show, done=done)
@@ -114,7 +118,17 @@ def _refuse(code: Code) -> list[NewImage]:
 def _taken(store: CohortStore, clean: Clean) -> int:
     """Images that this very object gave to the cohort before; 0 if it is new, so nothing is decoded twice."""
     row = store.taken(store.pseudonyms.object_key(clean.identity.sop_uid))
-    return row.images if row and row.pixels_key == _pixels_key(store, clean) else 0
+    if row is None or row.pixels_key != _pixels_key(store, clean):
+        return 0
+    _check_same(row, _patient(store, clean))
+    store.learn(person_of(store, clean.identity))
+    return row.images
+
+
+def _check_same(row: ObjectRow, patient_key: str) -> None:
+    """An object is not given to another patient by being sent again: a person must say whose it is."""
+    if row.patient_key != patient_key:
+        raise QuarantineError(Code.PATIENT_UNSURE)
 
 
 def _pixels_key(store: CohortStore, clean: Clean) -> str:
@@ -150,7 +164,7 @@ def unlabelled(store: CohortStore, clean: Clean, *, known: Known | None = None) 
     """
     patient_key = _patient(store, clean)
     found = Scans(*clean_scans(clean.header, deny=clean.deny, known=known))
-    origin = _origin(store, clean, found.digests)
+    origin = _origin(store, clean, patient_key, found.digests)
     if not HeldStore(store).trusts(clean.device_key):
         raise QuarantineError(Code.DEVICE_UNKNOWN)
     return Unlabelled(patient_key, found, origin)
@@ -158,9 +172,13 @@ def unlabelled(store: CohortStore, clean: Clean, *, known: Known | None = None) 
 
 def _patient(store: CohortStore, clean: Clean) -> str:
     try:
-        patient_key = store.patient_of(person_of(store, clean.identity))
+        person = person_of(store, clean.identity)
     except InputError:
         raise QuarantineError(Code.PATIENT_MISSING) from None
+    if store.withdrawn(person):
+        store.learn(person)  # images taken in under another identifier are reached by repeating the withdrawal
+        raise QuarantineError(Code.CONSENT_WITHDRAWN)
+    patient_key = store.patient_of(person)
     if patient_key is None:
         raise QuarantineError(Code.PATIENT_UNSURE)
     return patient_key
@@ -181,6 +199,7 @@ def _label(clean: Clean, labels: Labels) -> Label:
 
 def _new_images(store: CohortStore, clean: Clean, patient_key: str, found: "Scans", origin: Origin, label: Label) -> list[NewImage]:
     box = box_in(found.crop, label.box) if label.box and len(found.scans) == 1 else None
+    frame_keys = [store.pseudonyms.key("frame-as-it-came", digest) for digest in found.digests]
     return [
         NewImage(
             gray=gray,
@@ -188,12 +207,13 @@ def _new_images(store: CohortStore, clean: Clean, patient_key: str, found: "Scan
             pathology=label.pathology,
             box=box,
             device=clean.device or label.device,
-            source_key=store.pseudonyms.key("frame", patient_key, digest),
+            source_key=store.pseudonyms.frame_source(patient_key, frame_key),
+            frame_key=frame_key,
             origin=origin,
             birads=label.birads,
             person=person_of(store, clean.identity),
         )
-        for gray, digest in zip(found.scans, found.digests, strict=True)
+        for gray, frame_key in zip(found.scans, frame_keys, strict=True)
     ]
 
 
@@ -211,7 +231,7 @@ def to_look_at(store: CohortStore, data: bytes, labels: Labels, *, known: Known 
     """
     clean = read_clean(data, _profile(store))
     patient_key, found = _patient(store, clean), _shown(clean.header, deny=clean.deny, known=known)
-    origin = _origin(store, clean, found.digests)
+    origin = _origin(store, clean, patient_key, found.digests)
     try:
         images, labelled = _new_images(store, clean, patient_key, found, origin, _label(clean, labels)), True
     except QuarantineError:  # the label is what it waits for
@@ -276,14 +296,16 @@ def _digest(frame: NDArray[np.uint8]) -> str:
     return sha256_bytes(repr(frame.shape).encode() + frame.tobytes())
 
 
-def _origin(store: CohortStore, clean: Clean, digests: list[str]) -> Origin:
+def _origin(store: CohortStore, clean: Clean, patient_key: str, digests: list[str]) -> Origin:
     """What is noted of the object.
 
     Raises:
-        QuarantineError: uid-reused.
+        QuarantineError: uid-reused, or patient-unsure.
     """
     key, frames_key = store.pseudonyms.object_key(clean.identity.sop_uid), store.pseudonyms.key("frames", *digests)
     row = store.taken(key)
     if row is not None and row.frames_key != frames_key:
         raise QuarantineError(Code.UID_REUSED)
+    if row is not None:
+        _check_same(row, patient_key)
     return Origin(object_key=key, pixels_key=_pixels_key(store, clean), frames_key=frames_key)

@@ -3,13 +3,15 @@ does not. The header is the one that intake reads images by; the pixels are thos
 
 Guarantees:
     - Nothing is copied from a source but what ``profile.deidentify`` let through and the cleaned frames; file meta and preamble are new.
+    - One patient has one pseudonym and one shift of dates, under however many numbers, as far as intake would tell.
     - Clean Pixel Data is claimed only by a caller who says that text inside the scan region was looked for.
     - ``write_deidentified`` writes no object that intake would hold back for anything but its label: neither of a scanner that nobody vouched
       for, nor of a patient who is unknown, unsure or withdrew consent.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from pydicom import Dataset
@@ -18,10 +20,11 @@ from pydicom.uid import ExplicitVRLittleEndian, UltrasoundImageStorage
 from tqdm import tqdm
 
 from busgen_client.cohort import CohortStore
-from busgen_client.intake.dicom import LARGEST, files_below, person_of, unlabelled
+from busgen_client.intake.dicom import LARGEST, files_below, unlabelled
 from busgen_client.intake.findings import Code, IntakeResult, QuarantineError
 from busgen_client.intake.frames import Gray, Rectangle
-from busgen_client.intake.header import Clean, quietly, read_clean
+from busgen_client.intake.guests import Guests
+from busgen_client.intake.header import Clean, Identity, quietly, read_clean
 from busgen_client.intake.profile import Profile, add_method
 from busgen_client.intake.regions import is_tissue
 from busgen_client.intake.replacements import new_uid
@@ -45,10 +48,11 @@ def write_deidentified(store: CohortStore, folder: Path, out: Path, *, progress:
         raise InputError("the DICOM folder does not exist, or the folder to write to lies inside it")
     out.mkdir(parents=True, exist_ok=True)
     profile, held, written = Profile(key=store.pseudonyms.key, choices=store.choices), Counter[str](), 0
+    patient_of = partial(_patient_of, store, Guests(store))
     total = sum(1 for _ in files_below(folder)) if progress else None
     for path in tqdm(files_below(folder), total=total, desc="de-identify", unit="file", disable=not progress):
         try:
-            objects = _objects_of(store, path, profile)
+            objects = _objects_of(store, path, profile, patient_of)
         except QuarantineError as refused:
             held[refused.finding.value] += 1
             continue
@@ -58,14 +62,21 @@ def write_deidentified(store: CohortStore, folder: Path, out: Path, *, progress:
     return IntakeResult(added=written, quarantined=held.total(), codes=dict(sorted(held.items())))
 
 
-def _objects_of(store: CohortStore, path: Path, profile: Profile) -> list[FileDataset]:
+def _patient_of(store: CohortStore, guests: Guests, identity: Identity) -> str:
+    """The key of an object's patient; empty for one without an identifier."""
+    try:
+        person = person_of(store, identity)
+    except InputError:
+        return ""
+    return guests.key_of(person)
+
+
+def _objects_of(store: CohortStore, path: Path, profile: Profile, patient_of: Callable[[Identity], str]) -> list[FileDataset]:
     try:
         if path.stat().st_size > LARGEST:
             raise QuarantineError(Code.FILE_TOO_LARGE)
-        clean = read_clean(path.read_bytes(), profile)
+        clean = read_clean(path.read_bytes(), profile, patient_of=patient_of)
         found = unlabelled(store, clean).found
-        if store.withdrawn(person_of(store, clean.identity)):
-            raise QuarantineError(Code.CONSENT_WITHDRAWN)
         return as_objects(clean, found.scans, crop=found.crop, profile=profile, text_removed=True)
     except BusgenError:
         raise

@@ -58,7 +58,7 @@ REASONS: Mapping[Code, str] = {
     Code.BOX_OUTSIDE_REGION: "more than half of the lesion box lies outside the scan region; box and image do not belong together",
     Code.BURNED_IN_TEXT: "the header says that text is burned into the pixels, and names no scan region outside which to black it out",
     Code.COLOUR: "colour Doppler or another colour overlay covers the scan; the generator learns gray B-mode only",
-    Code.CONSENT_WITHDRAWN: "this patient has withdrawn consent and is never taken in again",
+    Code.CONSENT_WITHDRAWN: "this patient has withdrawn consent; repeat the withdrawal, it deletes what was taken in under another number too",
     Code.DEVICE_UNKNOWN: "nobody here has vouched for this model of scanner; look at what it writes into the scan, then vouch for it or not",
     Code.DICOM_INVALID: "the DICOM file is truncated, or an attribute that is needed is missing or malformed; export it again",
     Code.FEW_LEVELS: "the scan uses so few gray levels that text in it cannot be seen; export it again in its full range",

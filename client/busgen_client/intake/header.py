@@ -3,7 +3,7 @@ in clear, save the identity, whose fields are made to be digested and are kept o
 
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import cast
@@ -106,15 +106,21 @@ def quietly() -> Iterator[None]:
         pydicom.config.logger.disabled = disabled
 
 
-def read_clean(data: bytes, profile: Profile) -> Clean:
+def read_clean(data: bytes, profile: Profile, *, patient_of: Callable[[Identity], str] | None = None) -> Clean:
     """Parse one file and drop all that is not allow-listed.
 
+    Args:
+        data: The file.
+        profile: Choices and key of the site.
+        patient_of: Gives the key of the patient, empty for nobody's; pseudonym and dates go by it. Not given, each identifier is a patient.
+
     Raises:
-        QuarantineError: not-dicom, transfer-syntax, dicom-invalid or not-ultrasound.
+        QuarantineError: not-dicom, transfer-syntax, dicom-invalid or not-ultrasound, or whatever ``patient_of`` says.
         ConfigError: a language model that the site chose is not installed.
     """
     with _parsed(data) as full:
-        clean = _clean(full, profile)
+        identity = _identity(full)
+        clean = _clean(full, profile, identity, patient=patient_of(identity) if patient_of else _own_patient(profile, identity))
     if clean.header.get("Modality") != "US" or clean.header.get("SOPClassUID") not in SOP_CLASSES:
         raise QuarantineError(Code.NOT_ULTRASOUND)
     return clean
@@ -198,9 +204,11 @@ def _check_transfer_syntax(data: bytes) -> None:
         raise QuarantineError(Code.TRANSFER_SYNTAX)
 
 
-def _clean(full: Dataset, profile: Profile) -> Clean:
-    identity = _identity(full)
-    patient = profile.key("patient", identity.issuer, identity.patient_id) if identity.patient_id else ""
+def _own_patient(profile: Profile, identity: Identity) -> str:
+    return profile.key("patient", identity.issuer, identity.patient_id) if identity.patient_id else ""
+
+
+def _clean(full: Dataset, profile: Profile, identity: Identity, *, patient: str) -> Clean:
     header = deidentify(full, profile, patient=patient)
     header.update(_pixels(full))
     header.file_meta = FileMetaDataset()

@@ -19,6 +19,10 @@ def _no_picture() -> None:
     pass
 
 
+def _no_doubt() -> None:
+    pass
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
     """One object from outside.
@@ -28,6 +32,7 @@ class Source:
         read: Returns its clean images; or how many it gave, where it is known to be in the cohort already; or None for an object that is no
             business of this cohort, or was deleted by a person. Raises ``QuarantineError``.
         show: Returns what a person is shown of an object that waits. Raises whatever it likes where there is nothing to show.
+        check: Looks whether an object that a person released is still the same patient's. Raises ``QuarantineError``.
         place: Where a row of a table stands, as a keyed digest: what waited for the row before its picture was corrected waits no more.
         done: Told once what became of it is on the disk: the code under which it waits, or None.
     """
@@ -35,6 +40,7 @@ class Source:
     key: str
     read: Callable[[], Sequence[NewImage] | int | None]
     show: Callable[[], Held | None] = _no_picture
+    check: Callable[[], None] = _no_doubt
     place: str = ""
     done: Callable[[Code | None], None] = _nothing
 
@@ -97,6 +103,7 @@ def _admit(store: CohortStore, waiting: HeldStore, source: Source, tally: _Tally
         tally.skipped += 1
         return
     if verdict == RELEASED:
+        source.check()
         tally.seen[Admission.DUPLICATE] += 1
         return
     images = source.read()
@@ -109,6 +116,8 @@ def _admit(store: CohortStore, waiting: HeldStore, source: Source, tally: _Tally
     tally.seen.update(outcomes)
     if Admission.ROLE_CONFLICT in outcomes:
         raise QuarantineError(Code.ROLE_CONFLICT)
+    if Admission.PATIENT_CONFLICT in outcomes:
+        raise QuarantineError(Code.PATIENT_UNSURE)
     if Admission.WITHDRAWN in outcomes:
         raise QuarantineError(Code.CONSENT_WITHDRAWN)
     waiting.drop(source.key)

@@ -29,6 +29,7 @@ from busgen_client.intake.findings import BY_EYE, Code, QuarantineError
 from busgen_client.intake.header import read_identity
 from busgen_client.intake.labels import Labels
 from busgen_client.intake.run import Source
+from busgen_client.patients import Person
 from busgen_core.digests import sha256_file
 from busgen_core.errors import InputError, SealError, StorageFullError
 from busgen_core.files import sweep_unfinished, sync_folder, write_whole
@@ -214,13 +215,26 @@ def forget(store: CohortStore, data: Path, patient_key: str) -> None:
     spool = Spool(store, data)
     for path in [*spool.waiting(), *spool.waiting(held=True)]:
         try:
-            identity = read_identity(store.vault.read(path, role=SPOOL, name=path.stem))
-            person = store.pseudonyms.person(identity.patient_id, issuer=identity.issuer, name=identity.name, birth_date=identity.birth_date)
+            person = _person(store, path)
             if person.key != patient_key and not store.withdrawn(person):
                 continue
         except (QuarantineError, InputError, SealError):
             pass
         path.unlink()
+
+
+def people(store: CohortStore, data: Path) -> list[Person]:
+    """Who waits in the spool, as far as it can be told."""
+    spool, found = Spool(store, data), list[Person]()
+    for path in [*spool.waiting(), *spool.waiting(held=True)]:
+        with suppress(QuarantineError, InputError, SealError):
+            found.append(_person(store, path))
+    return found
+
+
+def _person(store: CohortStore, path: Path) -> Person:
+    identity = read_identity(store.vault.read(path, role=SPOOL, name=path.stem))
+    return store.pseudonyms.person(identity.patient_id, issuer=identity.issuer, name=identity.name, birth_date=identity.birth_date)
 
 
 def _settle(path: Path, code: Code | None) -> None:

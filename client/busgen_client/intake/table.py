@@ -60,7 +60,7 @@ def _sources(store: CohortStore, folder: Path, rows: list[dict[str, str] | None]
         content = Code.ROW_MALFORMED if row is None else _content(folder, row["file"])
         read, show = partial(_read, store, folder, row, content, known), partial(_to_look_at, store, folder, row, content, known)
         key = place if isinstance(content, Code) else store.pseudonyms.key("picture", sha256_bytes(content), name)
-        yield Source(key=key, place=place, read=read, show=show)
+        yield Source(key=key, place=place, read=read, show=show, check=partial(_check_same, store, row, content))
 
 
 def _content(folder: Path, name: str) -> bytes | Code:
@@ -75,6 +75,15 @@ def _there(content: bytes | Code) -> bytes:
     if isinstance(content, Code):
         raise QuarantineError(content)
     return content
+
+
+def _check_same(store: CohortStore, row: Mapping[str, str] | None, content: bytes | Code) -> None:
+    """A row's image is not given to another patient by coming again: a person must say whose it is."""
+    if row is None or row.get("role", "").lower() in LEFT_OUT:
+        return
+    owner = store.owner(_source_key(store, row, _there(content)))
+    if _patient(store, row) != owner and owner:
+        raise QuarantineError(Code.PATIENT_UNSURE)
 
 
 def _row_id(row: Mapping[str, str]) -> str:
@@ -155,9 +164,12 @@ def _label(row: Mapping[str, str]) -> Pathology:
 
 def _patient(store: CohortStore, row: Mapping[str, str]) -> str:
     try:
-        return store.pseudonyms.patient_key(row.get("group") or row.get("patient_id", ""))
+        person = store.pseudonyms.person(row.get("group") or row.get("patient_id", ""))
     except InputError:
         raise QuarantineError(Code.PATIENT_MISSING) from None
+    if store.withdrawn(person):
+        raise QuarantineError(Code.CONSENT_WITHDRAWN)
+    return store.canonical(person.key)
 
 
 def _device(store: CohortStore, text: str, deny: frozenset[str]) -> str:

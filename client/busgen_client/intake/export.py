@@ -20,7 +20,7 @@ from pydicom.uid import ExplicitVRLittleEndian, UltrasoundImageStorage
 from tqdm import tqdm
 
 from busgen_client.cohort import CohortStore
-from busgen_client.intake.dicom import LARGEST, files_below, unlabelled
+from busgen_client.intake.dicom import LARGEST, files_below, person_of, unlabelled
 from busgen_client.intake.findings import Code, IntakeResult, QuarantineError
 from busgen_client.intake.frames import Gray, Rectangle
 from busgen_client.intake.guests import Guests

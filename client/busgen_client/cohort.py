@@ -7,7 +7,8 @@ node. Where the site seals its files (``storage``), each image is sealed for its
 
 A patient's role is drawn by a keyed digest of the patient alone. Balancing strata would make one patient's role depend on who else came, and
 "add or remove one patient" would then change more than one patient's part: epsilon would not hold as stated. The journal notes each role with
-its stratum (the worst class of the patient's first object), so that ``data_card`` can show how even the strata came out.
+its stratum (the worst class of the patient's first object), so that ``data_card`` can show how even the strata came out, and with a keyed
+digest of role and rule: whoever edits the store has no key to make another, and ``cohort_files.verify`` finds it.
 """
 
 import fcntl
@@ -352,7 +353,8 @@ class CohortStore:
     def _new_patient(self, session: Session, image: NewImage) -> PatientRow:
         role = image.role or self.pseudonyms.own_role(image.patient_key)
         patient = PatientRow(patient_key=image.patient_key, role=role, rule="given" if image.role else "hmac-60-40")
-        detail = {"patient": image.patient_key, "role": role, "rule": patient.rule, "stratum": image.pathology.value}
+        proof = self.pseudonyms.role_proof(image.patient_key, role=role, rule=patient.rule)
+        detail = {"patient": image.patient_key, "role": role, "rule": patient.rule, "stratum": image.pathology.value, "proof": proof}
         session.add_all([patient, JournalRow(event="split", detail=json.dumps(detail))])
         session.flush()
         return patient

@@ -4,8 +4,9 @@ That is images of the cohort, pictures that wait in quarantine, objects in the s
 for the hospital alone.
 """
 
+import hmac
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import chain
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from busgen_client.cohort import CohortStore
+from busgen_client.cohort import CohortStore, PatientRow
 from busgen_client.consent import remove_pictures
 from busgen_client.console.code_secrets import ROLE as CODES
 from busgen_client.console.code_secrets import CodeSecrets
@@ -25,6 +26,7 @@ from busgen_client.intake.spool import sweep_halves
 from busgen_client.jobs import JobStore
 from busgen_client.papers import ROLE as PAPERS
 from busgen_client.papers import Paper, sealed_name
+from busgen_client.pseudonyms import Pseudonyms
 from busgen_client.storage import MAGIC, StorageSettings
 from busgen_core.errors import ConfigError, CorruptImageError, SealError, StateError
 
@@ -37,7 +39,8 @@ class Problem(StrEnum):
     DAMAGED = "damaged"  # does not open, or is not the bytes that were stored
     MISSING = "missing"  # a row without its file
     ORPHAN = "orphan"  # a file without a row; the next intake deletes it
-    ROLE = "role"  # an image on the other side than its patient, or a patient on the other side than the journal or the draw says
+    ROLE = "role"  # an image on the other side than its patient, or a patient on the other side than the journal, its proof or the draw says
+    UNPROVED = "unproved"  # a role that an earlier version noted without a proof, or whose proof was taken away: nobody can tell if it was edited
     UNSEALED = "unsealed"  # the site seals its files, and this one is from before; 'cohort encrypt' seals it
 
 
@@ -145,14 +148,24 @@ def _of_beside(store: CohortStore) -> Iterator[tuple[Problem, str]]:
 
 def _of_roles(store: CohortStore) -> Iterator[tuple[Problem, str]]:
     people, lines = store.split()
-    noted = {line["patient"]: line["role"] for line in reversed(lines)}  # the first line counts: a role is fixed once
+    noted = {line["patient"]: line for line in reversed(lines)}  # the first line counts: a role is fixed once
     for key, patient in people.items():
-        drawn = patient.role if patient.rule == "given" else store.pseudonyms.own_role(key)
-        if not patient.role == noted.get(key) == drawn:
-            yield Problem.ROLE, key[:12]
+        if problem := _of_role(store.pseudonyms, patient, noted.get(key)):
+            yield problem, key[:12]
     for row in store.rows():
         if row.patient_key not in people or people[row.patient_key].role != row.role:
             yield Problem.ROLE, row.image_id
+
+
+def _of_role(pseudonyms: Pseudonyms, patient: PatientRow, line: Mapping[str, str] | None) -> Problem | None:
+    """What is wrong with one patient's role, by the journal's line about it."""
+    drawn = patient.role if patient.rule == "given" else pseudonyms.own_role(patient.patient_key)
+    if line is None or not patient.role == line["role"] == drawn or patient.rule != line["rule"]:
+        return Problem.ROLE
+    if "proof" not in line:
+        return Problem.UNPROVED
+    proof = pseudonyms.role_proof(patient.patient_key, role=patient.role, rule=patient.rule)
+    return None if hmac.compare_digest(line["proof"], proof) else Problem.ROLE
 
 
 def encrypt(store: CohortStore, data: Path, *, rotate: bool = False, progress: bool = True) -> int:

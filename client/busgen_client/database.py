@@ -26,15 +26,19 @@ def open_store(data: Path) -> Engine:
     (BEGIN IMMEDIATE), since one that began as a reader could not wait for it: SQLite refuses that at once
     (sqlite.org/lang_transaction.html, 2.2). They are short, and wait up to 30 s for each other.
 
+    The folder is closed to other users (mode 0700), whatever the umask; see ``is_open_to_others``.
+
     Raises:
-        UnavailableError: the file is no database, is damaged, or stays locked.
+        UnavailableError: the file is no database, is damaged, or stays locked; or the folder cannot be made.
     """
     import busgen_client.cohort
     import busgen_client.console.rows
     import busgen_client.jobs
     import busgen_client.quarantine_rows  # noqa: F401  (the tables register themselves)
 
-    data.mkdir(parents=True, exist_ok=True)
+    with store_errors():
+        data.mkdir(parents=True, exist_ok=True)
+        close_to_others(data)
     engine = create_engine(f"sqlite:///{data / STORE_FILE}", connect_args={"timeout": 30})
 
     @event.listens_for(engine, "connect")
@@ -56,6 +60,19 @@ def open_store(data: Path) -> Engine:
             f"node.sqlite cannot be used ({type(error).__name__}); restore it from a backup, the ledger is a file of its own"
         ) from None
     return engine
+
+
+def close_to_others(data: Path) -> None:
+    """Let nobody but the owner into the data folder. Where that is not ours to say (another owner, a file system without modes), it stays as
+    it is, and ``busgen-node doctor`` says so."""
+    if is_open_to_others(data):
+        with suppress(OSError):
+            data.chmod(0o700)
+
+
+def is_open_to_others(data: Path) -> bool:
+    """Whether another user of this machine may read, write or enter the data folder."""
+    return bool(data.stat().st_mode & 0o077)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ import socket
 import ssl
 
 from busgen_client.cohort import CohortStore, open_cohort
-from busgen_client.database import open_store
+from busgen_client.database import is_open_to_others, open_store
 from busgen_client.jobs import JobStore
 from busgen_client.keys import flower_key_file
 from busgen_client.settings import NodeSettings
@@ -25,6 +25,8 @@ def examine(settings: NodeSettings, *, hub: bool = True) -> list[dict[str, objec
     free_mb = shutil.disk_usage(settings.data.parent).free // 2**20
     note("disk", free_mb > 500, f"{free_mb} MB free")
     engine = open_store(settings.data)
+    is_open = is_open_to_others(settings.data)
+    note("folder", not is_open, "other users can enter the data folder; set its mode to 0700" if is_open else "closed to other users")
     cohort = open_cohort(settings, engine)
     note("storage", *_sealed(cohort))
     members, holdout = cohort.count_patients("member"), cohort.count_patients("holdout")

@@ -76,6 +76,10 @@ class Pseudonyms:
         draw = int(self.key("split", patient_key)[:16], 16) / 2**64
         return "member" if draw < MEMBER_SHARE else "holdout"
 
+    def role_proof(self, patient_key: str, *, role: str, rule: str) -> str:
+        """What the journal keeps beside a role, so that ``cohort verify`` can tell whether it was edited."""
+        return self.key("role", patient_key, role, rule)
+
 
 def site_pseudonyms(session: Session, data: Path) -> Pseudonyms:
     """The site's, by ``secret.key`` in its data folder, made at first use; its check value in the journal tells if another was put in its place.

@@ -9,7 +9,7 @@ from typing import Literal, Self
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from busgen_core.errors import ConfigError, StorageKeyError
 from busgen_core.files import create_once
@@ -54,8 +54,8 @@ class Wrapped(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    id: str
-    wrapped: str
+    id: str = Field(pattern=rf"^[0-9a-f]{{{2 * ID_BYTES}}}$")
+    wrapped: str = Field(pattern=rf"^[0-9a-f]{{{2 * (NONCE_BYTES + KEY_BYTES + TAG_BYTES)}}}$")
 
 
 class KeyRing(BaseModel):
@@ -65,7 +65,7 @@ class KeyRing(BaseModel):
 
     version: Literal[1] = 1
     name: str  # random; names the site's key in the system's key store
-    salt: str  # of the passphrase
+    salt: str = Field(pattern=rf"^[0-9a-f]{{{2 * SALT_BYTES}}}$")  # of the passphrase
     keys: list[Wrapped]
 
     @classmethod
@@ -78,12 +78,15 @@ class KeyRing(BaseModel):
         """As a file has it.
 
         Raises:
-            StorageKeyError: the file cannot be read.
+            StorageKeyError: the file cannot be read, or has no key.
         """
         try:
-            return cls.model_validate_json(file.read_bytes())
+            ring = cls.model_validate_json(file.read_bytes())
         except (OSError, ValidationError):
             raise StorageKeyError("storage.json cannot be read; restore it from the backup, nothing opens without it") from None
+        if not ring.keys:
+            raise StorageKeyError("storage.json has no key in it; restore it from the backup, nothing opens without it")
+        return ring
 
 
 def site_key(settings: StorageSettings, data: Path, ring: KeyRing, *, create: bool) -> bytes:

@@ -20,7 +20,7 @@ class Kind(StrEnum):
     MOMENT = "moment"  # date and time in one
     DEVICE = "device"  # text of a scanner's name, cleaned by vocabulary
     DESCRIPTION = "description"  # text about the examination, cleaned by vocabulary
-    MACHINE = "machine"  # identifier of a machine, if no name of the header is in it
+    MACHINE = "machine"  # identifier of a machine: one word in which no name or number of the header is, and that reads like nobody's
     NOTHING = "nothing"  # written empty
     PSEUDONYM = "pseudonym"  # the patient's keyed pseudonym
     REGIONS = "regions"  # items by REGION_RULES

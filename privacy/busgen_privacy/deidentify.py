@@ -18,6 +18,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from busgen_privacy.numbers import number_forms
 from busgen_privacy.vocabulary import spellings
 
 
@@ -106,12 +107,15 @@ SHORTEST_WORD = 3  # shorter pieces of a name would strike out half of any text
 def deny_words(values: Iterable[str]) -> frozenset[str]:
     """Words and whole values that must not survive in text, in lower case and every spelling, each of at least ``SHORTEST_WORD`` characters.
 
-    >>> sorted(deny_words(["DOE^Jane", "12-345"]))
-    ['12-345', '345', 'doe', 'doe^jane', 'jane']
+    Numbers and dates are among them as others write them, see ``number_forms``.
+
+    >>> sorted(deny_words(["DOE^Jane", "12-345", "0004711"]))
+    ['0004711', '12-345', '345', '4711', 'doe', 'doe^jane', 'jane']
     """
     found: set[str] = set()
     for value in values:
         whole = value.strip()
         for word in (whole, *re.split(r"[\W_]+", whole)):
             found.update(form for form in spellings(word) if len(form) >= SHORTEST_WORD)
+        found.update(number_forms(whole))
     return frozenset(found)

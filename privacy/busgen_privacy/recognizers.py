@@ -45,9 +45,10 @@ LABELS = (
 _CAPITAL = r"(?-i:\p{Lu})[\p{L}'-]*"
 _NAMES = rf"{_CAPITAL}\.?(?:[\s,-]+{_CAPITAL}){{0,2}}"
 
+LONG_NUMBER = "LONG_NUMBER"
 PATTERNS = {
     "DICOM_NAME": (r"[^\s^]+(?:\^[^\s^]*)+",),  # PS3.5 6.2.1: components of a name are separated by ^
-    "LONG_NUMBER": (r"\d(?:[-./ ]?\d){5,}", r"(?<!\d)\d+[a-z]{1,3}\d{4,}|\b[a-z]{1,3}[-_ ]?\d{5,}"),  # record numbers, dates as YYYYMMDD, UIDs
+    LONG_NUMBER: (r"\d(?:[-./ ]?\d){5,}", r"(?<!\d)\d+[a-z]{1,3}\d{4,}|\b[a-z]{1,3}[-_ ]?\d{5,}"),  # record numbers, dates as YYYYMMDD, UIDs
     "DATE_IN_WORDS": (
         rf"\b{_DAY}[\s/.-]*(?:de\s+|of\s+|den\s+)?(?:{_MONTH})[\s,/.-]*(?:(?:de|del)\s+)?(?:'?\d{{4}}|'?\d{{2}})?\b",
         rf"\b(?:{_MONTH})[\s/.-]*{_DAY}\b(?:[\s,/.-]+\d{{2,4}})?\b",

@@ -14,7 +14,9 @@ from sqlalchemy.orm import Session
 
 from busgen_client.cohort import Admission, CohortStore, ImageRow, JournalRow, NewImage, QuarantineRow
 from busgen_client.database import open_store
+from busgen_client.doctor import examine
 from busgen_client.pseudonyms import MEMBER_SHARE
+from busgen_client.settings import NodeSettings
 from busgen_core.errors import CorruptImageError, InputError, StateError, UnavailableError
 from busgen_core.labels import Pathology
 
@@ -171,6 +173,38 @@ def test_crash_between_file_and_row_leaves_no_half_object(store: CohortStore, tm
     assert (store.count_patients("member"), store.count_patients("holdout")) == (0, 0)
     with store.intake():
         assert list((tmp_path / "images").iterdir()) == []
+
+
+def folder_check(node: NodeSettings) -> bool:
+    (found,) = [row["ok"] for row in examine(node, hub=False) if row["check"] == "folder"]
+    return bool(found)
+
+
+def test_the_data_folder_is_closed_to_others(node: NodeSettings, tmp_path: Path) -> None:
+    """Whatever the umask, and whatever mode the folder had, nobody else can enter it once the store was opened, and doctor says so."""
+    old = os.umask(0o022)
+    try:
+        open_store(tmp_path / "new").dispose()
+        assert (tmp_path / "new").stat().st_mode & 0o777 == 0o700
+        for mode in (0o777, 0o755, 0o710):
+            node.data.chmod(mode)
+            open_store(node.data).dispose()
+            assert node.data.stat().st_mode & 0o777 == 0o700
+        assert folder_check(node)
+    finally:
+        os.umask(old)
+
+
+def test_a_data_folder_of_somebody_else_is_named_by_doctor(node: NodeSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the mode cannot be changed the node works on, and doctor says that other users can enter."""
+    open_store(node.data).dispose()
+    node.data.chmod(0o755)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "chmod", refuse)
+    assert not folder_check(node)
 
 
 def test_two_intakes_do_not_run_at_once(store: CohortStore) -> None:

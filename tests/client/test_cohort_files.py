@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sqlalchemy import Delete, Engine, Update, delete, update
+from sqlalchemy import Delete, Engine, Update, delete, select, update
 from sqlalchemy.orm import Session
 from typer.testing import CliRunner
 
@@ -159,6 +159,59 @@ def test_a_patient_moved_to_the_other_side_is_found(engine: Engine, tmp_path: Pa
         session.execute(edit(key, "member" if store.pseudonyms.own_role(key) == "holdout" else "holdout"))
         session.commit()
     assert {problem for problem, _ in verify(store, progress=False).found} == {Problem.ROLE}
+
+
+def rewrite_line(session: Session, key: str, **changes: str | None) -> None:
+    """Edit the journal's line about a patient's role; None takes a field away."""
+    (row,) = session.scalars(select(JournalRow).where(JournalRow.event == "split", JournalRow.detail.contains(key)))
+    row.detail = json.dumps({name: value for name, value in (json.loads(row.detail) | changes).items() if value is not None})
+
+
+def test_a_patient_moved_everywhere_at_once_is_found(engine: Engine, tmp_path: Path) -> None:
+    """Patient, images and journal edited alike, as if the authors had given the role: only the proof tells, and another's does not serve."""
+    store = sealed(engine, tmp_path)
+    fill(store, 3)
+    key, others = store.pseudonyms.patient_key("0"), [store.pseudonyms.patient_key(number) for number in ("1", "2")]
+    role = "member" if store.pseudonyms.own_role(key) == "holdout" else "holdout"
+    with Session(engine) as session:
+        session.execute(update(PatientRow).where(PatientRow.patient_key == key).values(role=role, rule="given"))
+        session.execute(update(ImageRow).where(ImageRow.patient_key == key).values(role=role))
+        rewrite_line(session, key, role=role, rule="given")
+        session.commit()
+    assert verify(store, progress=False).found == ((Problem.ROLE, key[:12]),)
+    for proof in (store.pseudonyms.role_proof(other, role=role, rule="given") for other in others):
+        with Session(engine) as session:
+            rewrite_line(session, key, proof=proof)
+            session.commit()
+        assert verify(store, progress=False).found == ((Problem.ROLE, key[:12]),)
+
+
+def test_an_edited_rule_is_found(engine: Engine, tmp_path: Path) -> None:
+    """Who calls a drawn role given, in the table and in the journal, or in one of them, is found."""
+    store = sealed(engine, tmp_path)
+    fill(store, 1)
+    key = store.pseudonyms.patient_key("0")
+    for edit in (
+        lambda session: session.execute(update(PatientRow).values(rule="given")),
+        lambda session: rewrite_line(session, key, rule="given"),
+    ):
+        with Session(engine) as session:
+            edit(session)
+            session.commit()
+        assert verify(store, progress=False).found == ((Problem.ROLE, key[:12]),)
+
+
+def test_a_role_without_proof_is_not_whole(engine: Engine, tmp_path: Path) -> None:
+    """A line without its proof is a problem of its own, so that taking the proofs away hides nothing; images still load."""
+    store = sealed(engine, tmp_path)
+    fill(store, 2)
+    key = store.pseudonyms.patient_key("0")
+    with Session(engine) as session:
+        rewrite_line(session, key, proof=None)
+        session.commit()
+    state = verify(store, progress=False)
+    assert (state.found, state.whole) == (((Problem.UNPROVED, key[:12]),), False)
+    assert sum(len(store.load(role).images) for role in ("member", "holdout")) == 2
 
 
 def test_a_plain_cohort_is_sealed_and_stays_the_same(engine: Engine, tmp_path: Path) -> None:

@@ -337,9 +337,35 @@ def test_a_dicomweb_secret_is_sent_and_never_shown(orthanc: Orthanc, tmp_path: P
         DicomWebArchive(DicomWebSettings(url=url, token_file=tmp_path / "nowhere"))
 
 
+GOOD = {
+    "studies": {"0020000D": {"vr": "UI", "Value": ["1.2.3"]}, "00080020": {"vr": "DA", "Value": ["20240101"]}},
+    "series": {"0020000E": {"vr": "UI", "Value": ["1.2.3.4"]}, "00080060": {"vr": "CS", "Value": ["US"]}},
+    "instances": {"00080018": {"vr": "UI", "Value": ["1.2.3.4.5"]}},
+}
+ODD = ("null", "[1]", "[null]", "[[]]", '"x"', "1", '[{{"{tag}": null}}]', '[{{"{tag}": [1]}}]', '[{{"{tag}": "x"}}]')
+
+
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize(("level", "tag"), [("studies", "00080020"), ("series", "00080060"), ("instances", "00080018")])
+def test_a_dicomweb_answer_that_is_none_is_named(level: str, tag: str, odd: str) -> None:
+    """JSON that is no list of data sets, at whichever question, ends in the error that says so, and shows nothing of it."""
+    bodies = {name: json.dumps([entry]) for name, entry in GOOD.items()} | {level: odd.format(tag=tag)}
+    with http_server(lambda _: 200, lambda path: bodies[path.partition("?")[0].rpartition("/")[2]].encode()) as url:
+        archive = DicomWebArchive(DicomWebSettings(url=url))
+        with pytest.raises(UnavailableError, match=r"no usable answer \(not a"):
+            list(archive.find(Query(since=date(2024, 1, 1), until=date(2024, 1, 2))))
+
+
+def test_dicomweb_answers_that_are_whole_are_understood() -> None:
+    """The counter-check: the same service without an odd answer has one object."""
+    with http_server(lambda _: 200, lambda path: json.dumps([GOOD[path.partition("?")[0].rpartition("/")[2]]]).encode()) as url:
+        (series,) = DicomWebArchive(DicomWebSettings(url=url)).find(Query(since=date(2024, 1, 1), until=date(2024, 1, 2)))
+    assert (series.study, series.uid, series.objects) == ("1.2.3", "1.2.3.4", ("1.2.3.4.5",))
+
+
 @contextmanager
-def http_server(answer: Callable[[dict[str, str]], int]) -> Iterator[str]:
-    """A service that answers every question with an empty list and the status that ``answer`` gives."""
+def http_server(answer: Callable[[dict[str, str]], int], body: Callable[[str], bytes] = lambda _: b"[]") -> Iterator[str]:
+    """A service that answers every question with what ``body`` gives for its path and the status that ``answer`` gives."""
     from http.server import BaseHTTPRequestHandler, HTTPServer
 
     class Handler(BaseHTTPRequestHandler):
@@ -347,7 +373,7 @@ def http_server(answer: Callable[[dict[str, str]], int]) -> Iterator[str]:
             self.send_response(answer(dict(self.headers.items())))
             self.send_header("Content-Type", "application/dicom+json")
             self.end_headers()
-            self.wfile.write(b"[]")
+            self.wfile.write(body(self.path))
 
         def log_message(self, *_: object) -> None:
             pass

@@ -156,6 +156,17 @@ def station(header: Dataset) -> None:
     header.StationName = "WROBLEWSKA-PC"
 
 
+def set_to(keyword: str, value: str) -> Callable[[Dataset], None]:
+    """A header with the value in an attribute, and what else a patient's record has numbers of."""
+
+    def change(header: Dataset) -> None:
+        header.PatientBirthDate, header.PatientID = "19610312", "0004711815"
+        header.PatientTelephoneNumbers, header.StudyID = "+49301234567", "00004711"
+        setattr(header, keyword, value)
+
+    return change
+
+
 def own_name(header: Dataset) -> None:
     header.ManufacturerModelName = "LOGIQ E9 Gerlinde"
 
@@ -194,6 +205,19 @@ def uid(header: Dataset) -> None:
 VALUES: dict[str, tuple[Callable[[Dataset], None], str, str | None]] = {
     "an age above 89": (age, "PatientAge", "090Y"),
     "a station named after the patient": (station, "StationName", None),
+    "a station named after her birthday": (set_to("StationName", "1961-03-12"), "StationName", None),
+    "a serial number that is her birthday": (set_to("DeviceSerialNumber", "12.03.1961"), "DeviceSerialNumber", None),
+    "a serial number with her birthday in it": (set_to("DeviceSerialNumber", "US12031961"), "DeviceSerialNumber", None),
+    "a birthday between other signs": (set_to("StationName", "US_12_3_1961"), "StationName", None),
+    "a serial number that is her telephone": (set_to("DeviceSerialNumber", "SN-0301234567"), "DeviceSerialNumber", None),
+    "a station named after her short number": (set_to("StationName", "US4711815"), "StationName", None),
+    "a serial number with a name and a date": (set_to("DeviceSerialNumber", "ANNA SCHMIDT 12.03.1961"), "DeviceSerialNumber", None),
+    "a station with somebody else's date": (set_to("StationName", "US-02.11.1958"), "StationName", None),
+    "a station with somebody else's telephone": (set_to("StationName", "0170-7654321"), "StationName", None),
+    "a station of two words": (set_to("StationName", "Room Penrose"), "StationName", None),
+    "a serial number that is nobody's": (set_to("DeviceSerialNumber", "LE9-77123456"), "DeviceSerialNumber", "LE9-77123456"),
+    "a model with her short number": (set_to("ManufacturerModelName", "LOGIQ E9 4711"), "ManufacturerModelName", "LOGIQ E9"),
+    "a model with a number of three digits": (set_to("ManufacturerModelName", "EPIQ 815"), "ManufacturerModelName", "EPIQ 815"),
     "a model with the patient's name": (own_name, "ManufacturerModelName", "LOGIQ E9"),
     "a comment about somebody else": (colleague, "ImageComments", "left breast"),
     "a name for a laterality": (laterality, "ImageLaterality", None),

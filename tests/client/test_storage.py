@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import keyring
 import pytest
@@ -300,6 +301,31 @@ def test_a_damaged_list_of_keys_is_refused(tmp_path: Path, vault: Vault, content
     with pytest.raises(StorageKeyError, match=r"storage\.json"):
         Vault(tmp_path, StorageSettings()).seal(b"", role="r", name="n")
     assert (tmp_path / "storage.json").read_bytes() == content
+
+
+RINGS: dict[str, Callable[[dict[str, Any]], object]] = {
+    "no key": lambda ring: ring["keys"].clear(),
+    "a name that is not hexadecimal": lambda ring: ring["keys"][0].update(id="not hexadecimal!"),
+    "a name cut short": lambda ring: ring["keys"][0].update(id=ring["keys"][0]["id"][:-2]),
+    "a key that is not hexadecimal": lambda ring: ring["keys"][0].update(wrapped="x" * 120),
+    "a key cut short": lambda ring: ring["keys"][0].update(wrapped=ring["keys"][0]["wrapped"][:-2]),
+    "a salt that is not hexadecimal": lambda ring: ring.update(salt="salt"),
+}
+
+
+@pytest.mark.parametrize("damage", RINGS.values(), ids=RINGS)
+def test_a_list_of_keys_with_odd_fields_is_refused(tmp_path: Path, vault: Vault, damage: Callable[[dict[str, Any]], object]) -> None:
+    """storage.json that parses, and holds no key or what is none, is named by every way in, and is not replaced."""
+    vault.write(tmp_path / "f", CONTENT, role="r")
+    ring = json.loads((tmp_path / "storage.json").read_text())
+    damage(ring)
+    (tmp_path / "storage.json").write_text(json.dumps(ring))
+    fresh = Vault(tmp_path, StorageSettings())
+    asks = (fresh.check, fresh.rotate, lambda: fresh.seal(b"", role="r", name="n"), lambda: fresh.read(tmp_path / "f", role="r"))
+    for ask in (*asks, lambda: fresh.forget_unused(tmp_path), lambda: fresh.is_current(b"")):
+        with pytest.raises(StorageKeyError, match=r"storage\.json.*backup"):
+            ask()
+    assert json.loads((tmp_path / "storage.json").read_text()) == ring
 
 
 NEW_KEYS: dict[str, Callable[[Path], StorageSettings]] = {

@@ -70,6 +70,30 @@ def test_deny_words_are_whole_values_and_their_parts() -> None:
     assert deny_words(["DOE^Jo-Ann", "  ", "XY"]) == {"doe^jo-ann", "doe", "ann"}
 
 
+NUMBERS = {
+    "leading zeros": ("0004711815", {"0004711815", "4711815"}),
+    "zeros behind letters": ("MRN0004711", {"mrn0004711", "0004711", "4711"}),
+    "a day": ("19610312", {"12031961", "03121961", "1231961", "3121961", "120361", "031261", "610312"}),
+    "a moment": ("20240229083015.5+0100", {"20240229", "29022024", "290224"}),
+    "a day with signs": ("1961.03.12", {"19610312", "12031961"}),
+    "an international telephone": ("+49 (30) 123-4567", {"49301234567", "01234567"}),
+    "a telephone with zeros for the plus": ("0049301234567", {"49301234567", "01234567"}),
+    "a national telephone": ("030/123 45 67", {"0301234567", "301234567"}),
+}
+
+
+@pytest.mark.parametrize(("value", "forms"), NUMBERS.values(), ids=NUMBERS)
+def test_deny_words_know_other_ways_to_write_a_number(value: str, forms: set[str]) -> None:
+    """Zeros in front, the country's code and the order of a day may differ."""
+    assert forms <= deny_words([value])
+
+
+def test_no_short_number_is_made_of_a_longer_one() -> None:
+    """What is three digits or less without its zeros is in every scanner's name; it is denied only if it stands in the header like that."""
+    assert deny_words(["000009", "0815 E9"]) == {"000009", "0815", "0815 e9"}
+    assert not {word for word in deny_words(["20010101"]) if len(word) < 6}
+
+
 def test_deny_words_know_other_spellings() -> None:
     """Accents may be missing and umlauts written out."""
     assert {"müller", "muller", "mueller", "francois"} <= deny_words(["Müller^François"])

@@ -136,6 +136,18 @@ def test_site_words_open_the_vocabulary() -> None:
     assert scrub("ZEBRANOVA X5", words=words, deny={"zebranova"}) == "X5"
 
 
+@pytest.mark.parametrize("text", ["12.3.1961", "12_03_1961", "03,12,1961", "0301234567", "(030) 123/45/67", "4711", "4711815"])
+def test_denied_number_goes_however_it_is_written(text: str) -> None:
+    """The header's own day, telephone and record numbers are known again; the model beside them stays."""
+    left = scrub(f"LOGIQ E9 ({text})", deny=deny_words(["19610312", "+49 30 1234567", "00004711", "0004711815"]))
+    assert left.strip(" ()") == "LOGIQ E9"
+
+
+def test_measures_are_no_denied_number() -> None:
+    """Digits of two numbers side by side are not put together to a short one."""
+    assert scrub("GE Logiq 5 @10-12MHz", deny=deny_words(["1012", "51012"])) == "GE Logiq 5 @10-12MHz"
+
+
 @pytest.mark.parametrize("text", ["Mueller", "MÜLLER", "Muller", "Müller"])
 def test_denied_name_goes_in_every_spelling(text: str) -> None:
     """Umlauts written out, accents missing: the header's own name is known again."""

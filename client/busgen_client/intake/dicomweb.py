@@ -70,7 +70,7 @@ class DicomWebArchive:
         offset, before = 0, -1
         while len(entries) > before:
             before = len(entries)
-            page = _asked(partial(search, search_filters=dict(filters), limit=PAGE, offset=offset, **scope))
+            page = _entries(_asked(partial(search, search_filters=dict(filters), limit=PAGE, offset=offset, **scope)))
             entries |= {json.dumps(entry, sort_keys=True): entry for entry in page}
             offset += len(page)
         return list(entries.values())
@@ -136,7 +136,25 @@ def _secret(file: Path) -> str:
         raise ConfigError("pacs.dicomweb.token_file or pacs.dicomweb.password_file cannot be read") from None
 
 
-def _text(answer: Mapping[str, Mapping[str, object]], tag: str) -> str:
-    """First value of an attribute in the DICOM JSON model (PS3.18 annex F)."""
-    values = answer.get(tag, {}).get("Value")
+def _entries(page: object) -> list[Entry]:
+    """One page of an answer, if it is what PS3.18 F.2 says: a list of objects.
+
+    Raises:
+        _AnswerError: it is not.
+    """
+    if not isinstance(page, list) or not all(isinstance(entry, dict) for entry in page):
+        raise _AnswerError("not a list of data sets")
+    return page
+
+
+def _text(answer: Mapping[str, object], tag: str) -> str:
+    """First value of an attribute in the DICOM JSON model (PS3.18 annex F); empty if there is none.
+
+    Raises:
+        _AnswerError: what stands there is no attribute.
+    """
+    attribute = answer.get(tag, {})
+    if not isinstance(attribute, dict):
+        raise _AnswerError("not an attribute")
+    values = attribute.get("Value")
     return str(values[0]) if isinstance(values, list) and values and values[0] is not None else ""

@@ -20,12 +20,12 @@ from busgen_client.intake.replacements import Keyed, moved_date, moved_moment, m
 from busgen_core.errors import BusgenError
 from busgen_privacy.attributes import CODES, PEOPLE, PLACES, REGION_RULES, RULES, Kind, Number, Rule, Terms
 from busgen_privacy.deidentify import BASIC, Choices, SafePrivate, deny_words
-from busgen_privacy.text import LONGEST, scrub
+from busgen_privacy.text import LONGEST, scrub, tells_of_someone
 from busgen_privacy.vocabulary import Vocabulary, breast_words, device_words
 
 METHOD = "allow-list over PS3.15 2026c Annex E"  # De-identification Method (0012,0063)
 OLDEST = 90  # years
-MACHINE = re.compile(rf"[A-Za-z0-9][A-Za-z0-9 ._/-]{{0,{LONGEST - 1}}}")
+MACHINE = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._/-]{{0,{LONGEST - 1}}}")
 ALWAYS = frozenset({Kind.UID, Kind.PSEUDONYM, Kind.NOTHING})  # never the value that was there, so table E.1-1 is content
 
 
@@ -163,7 +163,7 @@ class _Cleaner:
             case Kind.AGE:
                 return _age(text)
             case Kind.MACHINE:
-                return text if MACHINE.fullmatch(text) and not any(word in text.casefold() for word in self.people) else None
+                return self.machine(text)
             case Kind.DEVICE:
                 return self.cleaned(text, device_words())
             case Kind.DESCRIPTION:
@@ -171,6 +171,10 @@ class _Cleaner:
             case Kind.DATE | Kind.TIME | Kind.MOMENT:
                 return self.moved(text, keyword, kind) if self.patient else None
         return None
+
+    def machine(self, text: str) -> str | None:
+        bad = not MACHINE.fullmatch(text) or tells_of_someone(text, deny=self.people, models=self.profile.choices.nlp_models)
+        return None if bad else text
 
     def cleaned(self, text: str, words: Vocabulary) -> str | None:
         choices = self.profile.choices

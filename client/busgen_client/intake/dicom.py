@@ -10,7 +10,7 @@ Guarantees:
 """
 
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -73,19 +73,17 @@ def files_below(folder: Path) -> Iterator[Path]:
         yield from (path for name in sorted(names) if (path := Path(parent, name)).is_file())
 
 
-def file_source(
-    store: CohortStore, path: Path, labels: Labels, *, sealed: bool = False, done: Callable[[Code | None], None] = lambda _: None
-) -> Source:
-    """One file on its way in; ``sealed`` for one of the spool's, which the node may have sealed itself; ``done`` as in ``Source``."""
+def file_source(store: CohortStore, path: Path, labels: Labels, *, sealed: bool = False) -> Source:
+    """One file on its way in; ``sealed`` for one of the spool's, which the node may have sealed itself."""
     try:
         data = _content(store, path, sealed=sealed) if path.stat().st_size <= LARGEST + OVERHEAD else None
     except (OSError, SealError):
-        return Source(key=store.pseudonyms.key("path", str(path)), read=partial(_refuse, Code.FILE_UNREADABLE), done=done)
+        return Source(key=store.pseudonyms.key("path", str(path)), read=partial(_refuse, Code.FILE_UNREADABLE))
     if data is None:
-        return Source(key=store.pseudonyms.key("path", str(path)), read=partial(_refuse, Code.FILE_TOO_LARGE), done=done)
+        return Source(key=store.pseudonyms.key("path", str(path)), read=partial(_refuse, Code.FILE_TOO_LARGE))
     known: Known = {}
     read, show = partial(_guarded, store, data, labels, known), partial(to_look_at, store, data, labels, known=known)
-    return Source(key=store.pseudonyms.key("file", sha256_bytes(data)), read=read, show=show, done=done)
+    return Source(key=store.pseudonyms.key("file", sha256_bytes(data)), read=read, show=show)
 
 
 def _content(store: CohortStore, path: Path, *, sealed: bool) -> bytes:
@@ -263,4 +261,4 @@ def _origin(store: CohortStore, clean: Clean, digests: list[str]) -> Origin:
     row = store.taken(key)
     if row is not None and row.frames_key != frames_key:
         raise QuarantineError(Code.UID_REUSED)
-    return Origin(object_key=key, pixels_key=_pixels_key(store, clean), frames_key=frames_key)
+    return Origin(object_key=key, pixels_key=_pixels_key(store, clean), frames_key=frames_key, sop_class=str(clean.header.SOPClassUID))

@@ -29,12 +29,14 @@ class Source:
             business of this cohort. Raises ``QuarantineError``.
         show: Returns what a person is shown of an object that waits. Raises whatever it likes where there is nothing to show.
         done: Told once what became of it is on the disk: the code under which it waits, or None.
+        object_key: Of a DICOM object that came over the network, as ``QuarantineRow`` has it.
     """
 
     key: str
     read: Callable[[], Sequence[NewImage] | int | None]
     show: Callable[[], Held | None] = _no_picture
     done: Callable[[Code | None], None] = _nothing
+    object_key: str = ""
 
 
 @dataclass(slots=True)
@@ -69,7 +71,7 @@ def take_in(store: CohortStore, sources: Iterable[Source], *, total: int | None,
             except QuarantineError as refused:
                 code = refused.finding
                 tally.held[code.value] += 1
-                store.quarantine(source.key, code=code.value, reason=REASONS[code])
+                store.quarantine(source.key, code=code.value, reason=REASONS[code], object_key=source.object_key)
                 if code in BY_EYE | BY_LABEL and (held := _shown(source)) is not None:
                     waiting.put(source.key, held)
             source.done(code)

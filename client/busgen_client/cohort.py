@@ -82,7 +82,7 @@ class Origin:
     object_key: str
     pixels_key: str
     frames_key: str
-    sop_class: str = ""
+    class_key: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -327,7 +327,7 @@ class CohortStore:
             pixels_key=origin.pixels_key,
             frames_key=origin.frames_key,
             images=len(images),
-            sop_class=origin.sop_class or None,
+            class_key=origin.class_key or None,
         )
         with store_errors(), Session(self._engine) as session:
             session.merge(row)

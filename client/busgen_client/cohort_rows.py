@@ -78,7 +78,7 @@ class ObjectRow(Base):
     pixels_key: Mapped[str]  # keyed digest of its pixel data as it came
     frames_key: Mapped[str]  # keyed digest of its decoded frames: the same when only the transfer syntax changed
     images: Mapped[int]
-    sop_class: Mapped[str | None]  # SOP Class UID; None for an object that an earlier version took in
+    class_key: Mapped[str | None]  # keyed digest of its SOP Class UID; None for an object that an earlier version took in
 
 
 class QuarantineRow(Base):

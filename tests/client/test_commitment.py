@@ -155,7 +155,7 @@ def test_a_wrong_class_is_a_conflict(there: Node, objects: Sequence[Dataset]) ->
     assert there.answers((sop_class, uid)) == [0]
     assert there.answers((CLIP, uid)) == [OTHER_CLASS]
     with Session(there.store.engine) as session:
-        session.execute(update(ObjectRow).values(sop_class=None))
+        session.execute(update(ObjectRow).values(class_key=None))
         session.commit()
     assert there.answers((CLIP, uid)) == [0]
     assert there.answers(("1.2.840.10008.5.1.4.1.1.2", uid)) == [OTHER_CLASS]

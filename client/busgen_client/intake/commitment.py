@@ -144,10 +144,12 @@ class Commitments:
 
     def _reason(self, kind: str, uid: str) -> int | None:
         """Why an object under whose UID nothing waits is not committed; None if it is."""
-        row = self._store.taken(self._store.pseudonyms.object_key(uid))
+        names = self._store.pseudonyms
+        row = self._store.taken(names.object_key(uid))
         if row is None:
             return PROCESSING_FAILURE if self._spool.has(uid) else NO_SUCH_OBJECT
-        return None if kind in ({row.sop_class} if row.sop_class else SOP_CLASSES) else CLASS_CONFLICT
+        same = names.class_key(kind) == row.class_key if row.class_key else kind in SOP_CLASSES
+        return None if same else CLASS_CONFLICT
 
 
 def _deliver(line: Association, report: Dataset, kind: int) -> None:

@@ -261,4 +261,5 @@ def _origin(store: CohortStore, clean: Clean, digests: list[str]) -> Origin:
     row = store.taken(key)
     if row is not None and row.frames_key != frames_key:
         raise QuarantineError(Code.UID_REUSED)
-    return Origin(object_key=key, pixels_key=_pixels_key(store, clean), frames_key=frames_key, sop_class=str(clean.header.SOPClassUID))
+    class_key = store.pseudonyms.class_key(str(clean.header.SOPClassUID))
+    return Origin(object_key=key, pixels_key=_pixels_key(store, clean), frames_key=frames_key, class_key=class_key)

@@ -88,6 +88,7 @@ class Origin:
     object_key: str
     pixels_key: str
     frames_key: str
+    class_key: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -396,15 +397,25 @@ class CohortStore:
         session.add(JournalRow(event="consent.withdrawn", detail=json.dumps({"images": len(images)})))
         return (None if patient is None else _role(patient.role)), images
 
-    def quarantine(self, source_key: str, *, code: str, reason: str) -> None:
-        """Note that an object waits; a second look at the same object replaces code and reason."""
+    def quarantine(self, source_key: str, *, code: str, reason: str, object_key: str = "") -> None:
+        """Note that an object waits; a second look at the same object replaces code and reason.
+
+        Args:
+            object_key: As ``QuarantineRow`` has it; empty if it is not known.
+        """
         with store_errors(), Session(self._engine) as session:
             row = session.scalar(select(QuarantineRow).where(QuarantineRow.source_key == source_key))
             if row is None:
-                session.add(QuarantineRow(source_key=source_key, code=code, reason=reason))
+                session.add(QuarantineRow(source_key=source_key, code=code, reason=reason, object_key=object_key or None, looks=1))
             else:
-                row.code, row.reason = code, reason
+                row.looks = (row.looks or 0) + 1 if row.code == code else 1
+                row.code, row.reason, row.object_key = code, reason, object_key or row.object_key
             session.commit()
+
+    def looks(self, source_key: str) -> int:
+        """How often in a row an object that waits was looked at for nothing."""
+        with store_errors(), Session(self._engine) as session:
+            return session.scalar(select(QuarantineRow.looks).where(QuarantineRow.source_key == source_key)) or 0
 
     def taken(self, object_key: str) -> ObjectRow | None:
         """A DICOM object as it was taken in; None for one that was not."""
@@ -426,6 +437,13 @@ class CohortStore:
         """End the waiting of an object that need not wait any more."""
         with store_errors(), Session(self._engine) as session:
             session.execute(delete(QuarantineRow).where(QuarantineRow.source_key == source_key))
+            session.commit()
+
+    def lift_others(self, object_key: str, codes: Collection[str]) -> None:
+        """End the waiting of whatever came as a DICOM object before, for one of ``codes``; ``object_key`` as ``QuarantineRow`` has it."""
+        others = delete(QuarantineRow).where(QuarantineRow.object_key == object_key, QuarantineRow.code.in_(codes))
+        with store_errors(), Session(self._engine) as session:
+            session.execute(others)
             session.commit()
 
     def note(self, event: str, detail: Mapping[str, object]) -> None:
@@ -525,8 +543,15 @@ def _object_rows(images: Sequence[NewImage]) -> list[ObjectRow]:
     """What is noted of the DICOM object behind ``images``, if there is one."""
     if not images or (origin := images[0].origin) is None:
         return []
-    key, patient_key = origin.object_key, images[0].patient_key
-    return [ObjectRow(object_key=key, patient_key=patient_key, pixels_key=origin.pixels_key, frames_key=origin.frames_key, images=len(images))]
+    row = ObjectRow(
+        object_key=origin.object_key,
+        patient_key=images[0].patient_key,
+        pixels_key=origin.pixels_key,
+        frames_key=origin.frames_key,
+        images=len(images),
+        class_key=origin.class_key or None,
+    )
+    return [row]
 
 
 def _role(text: str) -> Role:

@@ -10,6 +10,7 @@ from busgen_client.database import Base
 
 Role = Literal["member", "holdout"]
 ROLES: tuple[Role, ...] = ("member", "holdout")
+OBJECT_DIGITS = 32  # of a DICOM object's key: what the spool names its files by, and what is left of an object that could not be read
 
 
 def _now() -> str:
@@ -77,10 +78,16 @@ class ObjectRow(Base):
     pixels_key: Mapped[str]  # keyed digest of its pixel data as it came
     frames_key: Mapped[str]  # keyed digest of its decoded frames: the same when only the transfer syntax changed
     images: Mapped[int]
+    class_key: Mapped[str | None]  # keyed digest of its SOP Class UID; None for an object that an earlier version took in
 
 
 class QuarantineRow(Base):
-    """One object that waits: which rule held it back, in words that hold nothing of the patient."""
+    """One object that waits: which rule held it back, in words that hold nothing of the patient.
+
+    Attributes:
+        object_key: The first ``OBJECT_DIGITS`` of a DICOM object's key, if it came over the network: it is not fetched again.
+        looks: How often in a row it was looked at, and waited for the same reason.
+    """
 
     __tablename__ = "quarantine"
 
@@ -89,6 +96,8 @@ class QuarantineRow(Base):
     code: Mapped[str]
     reason: Mapped[str]
     created: Mapped[str] = mapped_column(default=_now)
+    object_key: Mapped[str | None] = mapped_column(index=True)
+    looks: Mapped[int | None]
 
 
 class JournalRow(Base):

@@ -102,7 +102,7 @@ def compact(engine: Engine) -> None:
 
 
 def _add_columns(engine: Engine) -> None:
-    """Add columns that a store of an earlier version lacks; they may be empty, so no row changes."""
+    """Add columns that a store of an earlier version lacks, and their indexes; they may be empty, so no row changes."""
     with engine.begin() as connection:
         found = inspect(connection)
         for table in Base.metadata.sorted_tables:
@@ -111,3 +111,5 @@ def _add_columns(engine: Engine) -> None:
                 if column.name not in there and column.nullable:
                     kind = column.type.compile(engine.dialect)
                     connection.exec_driver_sql(f'ALTER TABLE "{table.name}" ADD COLUMN "{column.name}" {kind}')
+            for index in table.indexes:
+                index.create(connection, checkfirst=True)

@@ -23,7 +23,7 @@ from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from busgen_client.cohort import Box, CohortStore, NewImage, Origin
-from busgen_client.cohort_rows import QuarantineRow
+from busgen_client.cohort_rows import OBJECT_DIGITS, QuarantineRow
 from busgen_client.devices import phantom_keys
 from busgen_client.masks import Pixels
 from busgen_client.patients import Person
@@ -169,9 +169,15 @@ class HeldStore:
 
     def knows(self, object_key: str) -> bool:
         """Whether a DICOM object waits here or was decided on, so that it need not be fetched again."""
+        return self.waits(object_key) or self._named(object_key, DecisionRow)
+
+    def waits(self, object_key: str) -> bool:
+        """Whether anything that came as this DICOM object is in quarantine, with or without a picture."""
+        return self._named(object_key, HeldRow) or self._named(object_key[:OBJECT_DIGITS], QuarantineRow)
+
+    def _named(self, object_key: str, table: type[HeldRow | DecisionRow | QuarantineRow]) -> bool:
         with Session(self._engine) as session:
-            found = [select(table.source_key).where(table.object_key == object_key).limit(1) for table in (HeldRow, DecisionRow)]
-            return any(session.scalar(each) for each in found)
+            return session.scalar(select(table.source_key).where(table.object_key == object_key).limit(1)) is not None
 
     def trusts(self, device_key: str) -> bool:
         """Whether a person here vouched for a model; simulated scanners need nobody to. What has no key is never trusted."""

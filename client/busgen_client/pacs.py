@@ -70,7 +70,7 @@ class PacsSettings(BaseModel):
         receive: Whether 'busgen-node start' keeps the receiver running.
         labels: Labels of what is received, as ``labels.read_labels`` takes them; read again when they change.
         associations: Associations at a time; more are refused.
-        spool_gib: Objects that wait to be taken in, GiB; at this size more are refused until some are taken in.
+        spool_gib: Objects that wait to be taken in, GiB; at this size more are refused until some are taken in. As much may be coming in beside them.
         free_gib: Room that must stay free on the disk, GiB; with less, objects are refused.
         commitment: Answer storage commitments. The node keeps no original: 'committed' means that an object's clean frames are in the cohort.
         certificate_file: PEM of this node's certificate; with it, only TLS is accepted.
@@ -101,6 +101,14 @@ class PacsSettings(BaseModel):
     def _whole_certificate(self) -> Self:
         if (self.certificate_file is None) != (self.key_file is None):
             raise ValueError("certificate_file and key_file belong together")
+        return self
+
+    @model_validator(mode="after")
+    def _one_peer_a_title(self) -> Self:
+        """A title says who asks, and whom to answer: PS3.8 annex C.1."""
+        titles = [peer.ae_title for peer in self.peers.values()]
+        if len(set(titles)) < len(titles):
+            raise ValueError("two peers have one ae_title; a title stands for one system at one address")
         return self
 
     def below(self, base: Path) -> "PacsSettings":

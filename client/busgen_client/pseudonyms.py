@@ -67,6 +67,10 @@ class Pseudonyms:
         """The source key of a frame within a patient; ``frame_key`` is a keyed digest of the frame alone."""
         return self.key("frame", patient_key, frame_key)
 
+    def class_key(self, sop_class: str) -> str:
+        """The opaque key of a SOP class: nothing that a header says is stored as it stands."""
+        return self.key("class", sop_class)
+
     def tombstone(self, patient_key: str) -> str:
         """What is kept of a patient who withdrew consent: a keyed digest of the key, hexadecimal."""
         return self.key("withdrawn", patient_key)

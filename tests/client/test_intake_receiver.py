@@ -1,5 +1,6 @@
 """The C-STORE receiver against senders that behave, and senders that do not."""
 
+import errno
 import io
 import logging
 import os
@@ -8,11 +9,13 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Address
@@ -24,7 +27,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from pydicom import Dataset, dcmread
-from pynetdicom import AE, build_context
+from pynetdicom import AE, build_context, dimse_messages
 from pynetdicom.association import Association
 from pynetdicom.dimse_messages import C_STORE_RQ
 from pynetdicom.dimse_primitives import C_STORE
@@ -36,7 +39,7 @@ from busgen_client import cli
 from busgen_client.cohort import CohortStore, ImageRow, QuarantineRow
 from busgen_client.consent import withdraw
 from busgen_client.database import open_store
-from busgen_client.intake import receiver, spool
+from busgen_client.intake import entity, incoming, receiver, spool
 from busgen_client.intake.dicom import SPOOL, intake_dicom
 from busgen_client.intake.entity import VERIFICATION, associated
 from busgen_client.intake.findings import IntakeResult
@@ -116,7 +119,7 @@ def test_an_object_is_synced_before_success(
     sync, rename = os.fsync, Path.rename
     monkeypatch.setattr(os, "fsync", lambda handle: (steps.append("folder" if Path(f"/proc/self/fd/{handle}").is_dir() else "file"), sync(handle))[1])
     monkeypatch.setattr(Path, "rename", lambda path, target: (steps.append("rename"), rename(path, target))[1])
-    monkeypatch.setattr(receiver, "SUCCESS", 0xB007)  # a warning, so that the answer can be told from one sent earlier
+    monkeypatch.setattr(incoming, "SUCCESS", 0xB007)  # a warning, so that the answer can be told from one sent earlier
     with receiving(pacs, node.data, Spool(store, node.data)):
         assert send(pacs, objects[:1]) == [0xB007]
         assert steps == ["file", "rename", "folder"]
@@ -141,7 +144,8 @@ def test_an_association_aborted_half_way_loses_and_leaves_nothing(
 
 
 def test_what_a_crash_left_half_written_is_swept(node: NodeSettings, store: CohortStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Unfinished files of a dead process go when the next one starts, those that nobody writes to any more while it runs."""
+    """Unfinished files of a dead process go when the next one starts; while it runs, at once those that nobody has open, and those that
+    nobody writes to any more."""
     dead = node.data / "spool" / "partial-4194305"  # above the largest process id of Linux
     dead.mkdir(parents=True)
     (dead / "torn.dcm").write_bytes(b"x")
@@ -149,11 +153,83 @@ def test_what_a_crash_left_half_written_is_swept(node: NodeSettings, store: Coho
     with waiting.receiving() as folder:
         assert not dead.exists()
         (folder / "torn.dcm").write_bytes(b"x")
-        waiting.sweep()
-        assert partials(node)
-        monkeypatch.setattr(spool, "STALE_SECONDS", -1.0)
-        waiting.sweep()
+        (folder / "whole.sealed").write_bytes(b"x")  # on its way into the spool
+        with (folder / "coming.dcm").open("wb"):
+            waiting.sweep()
+            assert sorted(file.name for file in partials(node)) == ["coming.dcm", "whole.sealed"]
+            monkeypatch.setattr(spool, "STALE_SECONDS", -1.0)
+            waiting.sweep()
+            assert not partials(node)
+
+
+def test_an_object_that_is_too_large_takes_no_room_while_it_comes(
+    node: NodeSettings, store: CohortStore, pacs: PacsSettings, objects: list[Dataset], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Past the largest that is taken in, nothing of it stays on the disk; when it ends, it is refused, and the same association goes on."""
+    most, seen = 20_000, [0]
+    monkeypatch.setattr(spool, "LARGEST", most)
+    look = Spool.outgrown
+
+    def looking(waiting: Spool, size: int) -> bool:
+        seen.append(sum(file.stat().st_size for file in partials(node)))
+        return look(waiting, size)
+
+    monkeypatch.setattr(Spool, "outgrown", looking)
+    monkeypatch.setattr(entity, "PDU_BYTES", 4096)
+    with receiving(pacs, node.data, Spool(store, node.data)):
+        small = deepcopy(objects[1])
+        small.PixelData = small.PixelData[:5000]
+        assert send(pacs, [objects[0], small]) == [OUT_OF_RESOURCES, 0]
         assert not partials(node)
+    assert most < max(seen) < most + 2 * 4096
+
+
+def test_an_object_that_never_ends_is_not_kept(
+    node: NodeSettings,
+    store: CohortStore,
+    pacs: PacsSettings,
+    objects: list[Dataset],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """When what comes in is more than the spool holds, it is deleted although it has not ended; the next sender stores as ever."""
+    monkeypatch.setattr(spool, "LOOK_SECONDS", 0.0)
+    caplog.set_level(logging.WARNING)
+    waiting = Spool(store, node.data, most_bytes=10_000)
+    with receiving(pacs, node.data, waiting):
+        line = call(pacs)
+        for part in half_of(objects[0]):
+            line.dul.send_pdu(part)
+        until(lambda: "receiver.no_room" in caplog.messages)
+        assert not partials(node)
+        small = deepcopy(objects[1])
+        small.PixelData = small.PixelData[:1000]
+        assert send(pacs, [small]) == [0]
+        line.abort()
+
+
+def test_a_disk_that_fails_breaks_one_association_and_leaves_nothing(
+    node: NodeSettings, store: CohortStore, pacs: PacsSettings, objects: list[Dataset], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No thread dies of it, which the tests would say; the torn file is deleted, and the next object is stored."""
+
+    def on_a_full_disk(*words: object, **more: object) -> object:
+        file = tempfile.NamedTemporaryFile(*words, **more)  # type: ignore[call-overload]  # noqa: SIM115
+        file.write(b"something of it")
+        file.write = fail
+        return file
+
+    def fail(_data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "no space")
+
+    with receiving(pacs, node.data, Spool(store, node.data)):
+        with monkeypatch.context() as patched:
+            patched.setattr(dimse_messages, "NamedTemporaryFile", on_a_full_disk)
+            line = call(pacs)
+            assert line.send_c_store(objects[0]).get("Status") is None
+            until(lambda: line.is_aborted)
+        until(lambda: not partials(node))
+        assert send(pacs, objects[:1]) == [0]
 
 
 def half_of(header: Dataset) -> list[object]:
@@ -454,6 +530,7 @@ def test_start_runs_the_receiver_where_it_is_switched_on(node: NodeSettings, tmp
         "port = 0",
         "key_file = 'node.key'",
         "[pacs.peers.x]\nae_title = 'X'",
+        "[pacs.peers.x]\nae_title = 'X'\nhost = '127.0.0.1'\n[pacs.peers.y]\nae_title = 'X'\nhost = '127.0.0.2'",
         "[pacs.dicomweb]\nurl = 'ftp://x'",
     ],
 )

@@ -1,5 +1,8 @@
 """Storage commitment (PS3.4 annex J), answered truthfully. A node keeps no original: it commits to an object only when the clean frames of
 all of it are in the cohort, and says so in its settings. Whatever else is asked for has failed: still waiting, in quarantine, or never seen.
+
+A request names an object by its UID alone. So while anything waits or is in quarantine that came under a UID, nothing is committed under it: it
+may be what the sender speaks of.
 """
 
 import logging
@@ -11,13 +14,14 @@ from dataclasses import dataclass, field
 
 from pydicom import Dataset
 from pynetdicom import build_context, build_role, evt
+from pynetdicom.association import Association
 
 from busgen_client.cohort import CohortStore
 from busgen_client.intake.entity import COMMITMENT, COMMITMENT_INSTANCE, PLAIN, associated
-from busgen_client.intake.header import quietly
+from busgen_client.intake.header import SOP_CLASSES, quietly
 from busgen_client.intake.spool import Spool
 from busgen_client.pacs import PacsSettings, PeerSettings
-from busgen_core.errors import BusgenError
+from busgen_core.errors import BusgenError, UnavailableError
 
 log = logging.getLogger("busgen.commitment")
 
@@ -28,7 +32,7 @@ PAUSE_SECONDS = 5.0  # before the second of them; then twice, three times as lon
 
 # PS3.7 annex C; PS3.3 C.14.1.1 for the reasons.
 SUCCESS, INVALID_ARGUMENT, NO_SUCH_ACTION, RESOURCE_LIMITATION = 0x0000, 0x0115, 0x0123, 0x0213
-PROCESSING_FAILURE, NO_SUCH_OBJECT = 0x0110, 0x0112
+PROCESSING_FAILURE, NO_SUCH_OBJECT, CLASS_CONFLICT = 0x0110, 0x0112, 0x0119
 REQUEST = 1  # action type, PS3.4 J.3.2
 ALL_COMMITTED, SOME_FAILED = 1, 2  # event types, PS3.4 J.3.3
 
@@ -97,30 +101,33 @@ class Commitments:
         with self._lock:
             pending = list(self._pending.values())
         for request in pending:
-            if time.monotonic() < request.due or self._too_early(request):
-                continue
+            if time.monotonic() >= request.due and self._done(request):
+                with self._lock:
+                    self._pending.pop(request.transaction, None)
+
+    def _done(self, request: _Request) -> bool:
+        """Answer one request; true if it was answered, or tried ``ATTEMPTS`` times. What goes wrong with one delays no other."""
+        try:
+            if self._too_early(request):
+                return False
+            self._report(request)
+        except Exception as error:  # the store, the peer, or the library, whose texts may quote the request
             request.attempts += 1
-            try:
-                self._report(request)
-            except BusgenError as error:
-                log.warning("commitment.not_delivered code=%s attempt=%d", error.code, request.attempts)
-                request.due = time.monotonic() + PAUSE_SECONDS * request.attempts
-                if request.attempts < ATTEMPTS:
-                    continue
-            with self._lock:
-                self._pending.pop(request.transaction, None)
+            code = error.code if isinstance(error, BusgenError) else "internal-error"
+            log.warning("commitment.not_delivered code=%s attempt=%d", code, request.attempts)
+            request.due = time.monotonic() + PAUSE_SECONDS * request.attempts
+            return request.attempts >= ATTEMPTS
+        return True
 
     def _too_early(self, request: _Request) -> bool:
         if time.monotonic() - request.asked > PATIENCE_SECONDS:
             return False
-        return any(self._spool.has(uid, held=False) and not self._committed(uid) for _, uid in request.items)
-
-    def _committed(self, uid: str) -> bool:
-        return self._store.taken(self._store.pseudonyms.object_key(uid)) is not None
+        uids = {uid for _, uid in request.items}
+        return len(self._spool.absent(uids, held=False)) < len(uids)
 
     def _report(self, request: _Request) -> None:
-        reasons = [None if self._committed(uid) else self._reason(uid) for _, uid in request.items]
-        items = [_item(kind, uid, reason) for (kind, uid), reason in zip(request.items, reasons, strict=True)]
+        unsettled = self._spool.unsettled(uid for _, uid in request.items)
+        items = [_item(kind, uid, PROCESSING_FAILURE if uid in unsettled else self._reason(kind, uid)) for kind, uid in request.items]
         good = [item for item in items if "FailureReason" not in item]
         bad = [item for item in items if "FailureReason" in item]
         report = Dataset()
@@ -132,11 +139,28 @@ class Commitments:
         kind = SOME_FAILED if bad else ALL_COMMITTED
         contexts = [build_context(COMMITMENT, list(PLAIN))]
         with quietly(), associated(self._settings, request.peer, contexts, roles=[build_role(COMMITMENT, scp_role=True)]) as line:
-            line.send_n_event_report(report, kind, COMMITMENT, COMMITMENT_INSTANCE)
+            _deliver(line, report, kind)
         log.info("commitment.answered committed=%d failed=%d", len(good), len(bad))
 
-    def _reason(self, uid: str) -> int:
-        return PROCESSING_FAILURE if self._spool.has(uid) else NO_SUCH_OBJECT
+    def _reason(self, kind: str, uid: str) -> int | None:
+        """Why an object under whose UID nothing waits is not committed; None if it is."""
+        names = self._store.pseudonyms
+        row = self._store.taken(names.object_key(uid))
+        if row is None:
+            return PROCESSING_FAILURE if self._spool.has(uid) else NO_SUCH_OBJECT
+        same = names.class_key(kind) == row.class_key if row.class_key else kind in SOP_CLASSES
+        return None if same else CLASS_CONFLICT
+
+
+def _deliver(line: Association, report: Dataset, kind: int) -> None:
+    """Send a report.
+
+    Raises:
+        UnavailableError: the peer broke off, or does not say that it has taken the report.
+    """
+    status, _ = line.send_n_event_report(report, kind, COMMITMENT, COMMITMENT_INSTANCE)
+    if status.get("Status") != SUCCESS:
+        raise UnavailableError("a peer did not take a report of storage commitment")
 
 
 def _item(sop_class: str, uid: str, reason: int | None = None) -> Dataset:

@@ -20,7 +20,7 @@ from pydicom.pixels.utils import iter_pixels
 from pydicom.uid import RLELossless
 
 from busgen_client.intake.codestream import stated_size
-from busgen_client.intake.decoder import decoded
+from busgen_client.intake.decoder import DecoderTimeError, decoded
 from busgen_client.intake.findings import Code, QuarantineError
 from busgen_client.intake.frames import MAX_PIXELS
 from busgen_client.intake.header import quietly
@@ -44,7 +44,7 @@ def frames(header: Dataset) -> Iterator[tuple[int, NDArray[np.uint8]]]:
     """Chosen frames with their index: uint8 [rows, columns], or [rows, columns, 3] as RGB.
 
     Raises:
-        QuarantineError: dicom-invalid, file-too-large, pixels-lie or pixels-undecodable.
+        QuarantineError: dicom-invalid, file-too-large, pixels-lie, pixels-slow or pixels-undecodable.
     """
     count = check_described(header)
     wanted = chosen_frames(count)
@@ -55,6 +55,8 @@ def frames(header: Dataset) -> Iterator[tuple[int, NDArray[np.uint8]]]:
             ready = [_to_uint8(_values(frame, header), header, brightest=brightest) for frame in stored]
         except QuarantineError:
             raise
+        except DecoderTimeError:
+            raise QuarantineError(Code.PIXELS_SLOW) from None
         except Exception:  # plugins raise whatever they like, or are not there; the object waits either way
             raise QuarantineError(Code.PIXELS_UNDECODABLE) from None
     yield from zip(wanted, ready, strict=True)
@@ -97,7 +99,7 @@ def _decoded(header: Dataset, wanted: Sequence[int], count: int) -> Iterator[NDA
         if syntax != RLELossless and stated_size(stream) != (header.Rows, header.Columns):  # RLE, like raw pixels, states none
             raise QuarantineError(Code.PIXELS_LIE)
         if (left := end - time.monotonic()) <= 0:
-            raise QuarantineError(Code.PIXELS_UNDECODABLE)
+            raise QuarantineError(Code.PIXELS_SLOW)
         yield decoded(header, stream, seconds=left)
 
 

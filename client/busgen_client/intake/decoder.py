@@ -29,11 +29,17 @@ from pydicom.pixels.utils import iter_pixels
 MORE_SECONDS = 20.0  # for the child to start, on a loaded machine
 MEMORY = 2**30  # bytes over what the child has after loading; 16 million RGB pixels, twice, are a tenth
 HEAD = struct.Struct(">dQ")  # of a question: seconds, and bytes that follow
+ENDING_SECONDS = 0.5  # for a child whose line is closed
+NOT_ITS_DOING = (-signal.SIGALRM, -signal.SIGKILL)  # its time was over; the kernel wanted its memory
 DESCRIBE = ("SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit")
 
 
 class DecoderError(Exception):
     """The child ended, refused, or answered something else than a frame. Its text is ours, never the decoder's."""
+
+
+class DecoderTimeError(DecoderError):
+    """The child had not the time or was not let live: the machine's doing or the frame's, nobody can tell. Another time it may go well."""
 
 
 class Decoder:
@@ -53,6 +59,7 @@ class Decoder:
             seconds: Wall time that it may take, above 0.
 
         Raises:
+            DecoderTimeError: not within ``seconds``, or the child did not start, or something else than the frame ended it.
             DecoderError: the frame cannot be decoded, or not within the limits.
         """
         shape = (header.Rows, header.Columns, *([header.SamplesPerPixel] if header.SamplesPerPixel > 1 else []))
@@ -61,8 +68,10 @@ class Decoder:
             try:
                 answer = self._asked(_question(header, stream), seconds, int(np.prod(shape)) * kind.itemsize)
             except BaseException as error:  # an interrupted line is out of step
-                self._stop()
-                if isinstance(error, OSError | DecoderError):
+                ended = self._stop(ENDING_SECONDS)
+                if isinstance(error, OSError) or (isinstance(error, DecoderError) and ended in NOT_ITS_DOING):
+                    raise DecoderTimeError("the decoder did not keep to its limits of time") from None
+                if isinstance(error, DecoderError):
                     raise DecoderError("the decoder ended, or did not keep to its limits") from None
                 raise
         if not answer:
@@ -83,16 +92,24 @@ class Decoder:
         with theirs:
             self._process = subprocess.Popen(command, stdin=theirs.fileno(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         self._line.settimeout(MORE_SECONDS)
-        _exactly(self._line, 1)
+        try:
+            _exactly(self._line, 1)
+        except DecoderError:
+            raise ConnectionError("the decoder does not start") from None
         return self._line
 
-    def _stop(self) -> None:
+    def _stop(self, patience: float = 0.0) -> int | None:
+        """End the child, which may take ``patience`` seconds to end by itself; how it did, as ``Popen.returncode``, or None if it was killed."""
+        ended = None
         if self._line is not None:
             self._line.close()
         if self._process is not None:
+            with suppress(subprocess.TimeoutExpired):
+                ended = self._process.wait(patience)
             self._process.kill()
             self._process.wait()
         self._line = self._process = None
+        return ended
 
     def close(self) -> None:
         """End the child."""

@@ -13,7 +13,7 @@ Guarantees:
 """
 
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -76,21 +76,19 @@ def files_below(folder: Path) -> Iterator[Path]:
         yield from (path for name in sorted(names) if (path := Path(parent, name)).is_file())
 
 
-def file_source(
-    store: CohortStore, path: Path, labels: Labels, *, sealed: bool = False, done: Callable[[Code | None], None] = lambda _: None
-) -> Source:
-    """One file on its way in; ``sealed`` for one of the spool's, which the node may have sealed itself; ``done`` as in ``Source``."""
+def file_source(store: CohortStore, path: Path, labels: Labels, *, sealed: bool = False) -> Source:
+    """One file on its way in; ``sealed`` for one of the spool's, which the node may have sealed itself."""
     place = store.pseudonyms.key("path", str(path))
     try:
         data = _content(store, path, sealed=sealed) if path.stat().st_size <= LARGEST + OVERHEAD else None
     except (OSError, SealError):
-        return Source(key=place, read=partial(_refuse, Code.FILE_UNREADABLE), done=done)
+        return Source(key=place, read=partial(_refuse, Code.FILE_UNREADABLE))
     if data is None:
-        return Source(key=place, read=partial(_refuse, Code.FILE_TOO_LARGE), done=done)
+        return Source(key=place, read=partial(_refuse, Code.FILE_TOO_LARGE))
     store.lift(place)  # it can be read now
     known: Known = {}
     read, show = partial(_guarded, store, data, labels, known), partial(to_look_at, store, data, labels, known=known)
-    return Source(key=store.pseudonyms.key("file", sha256_bytes(data)), read=read, show=show, done=done)
+    return Source(key=store.pseudonyms.key("file", sha256_bytes(data)), read=read, show=show)
 
 
 def _content(store: CohortStore, path: Path, *, sealed: bool) -> bytes:
@@ -308,4 +306,5 @@ def _origin(store: CohortStore, clean: Clean, patient_key: str, digests: list[st
         raise QuarantineError(Code.UID_REUSED)
     if row is not None:
         _check_same(row, patient_key)
-    return Origin(object_key=key, pixels_key=_pixels_key(store, clean), frames_key=frames_key)
+    class_key = store.pseudonyms.class_key(str(clean.header.SOPClassUID))
+    return Origin(object_key=key, pixels_key=_pixels_key(store, clean), frames_key=frames_key, class_key=class_key)

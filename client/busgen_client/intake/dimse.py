@@ -11,8 +11,9 @@ from pynetdicom.association import Association
 
 from busgen_client.intake.entity import FIND, GET, MOVE, PLAIN, associated, storage_contexts
 from busgen_client.intake.header import SOP_CLASSES, quietly
+from busgen_client.intake.incoming import incoming
 from busgen_client.intake.query import MODALITY, Query, Series
-from busgen_client.intake.receiver import drop_torn, receiving, store_object
+from busgen_client.intake.receiver import receiving
 from busgen_client.intake.spool import Spool
 from busgen_client.pacs import PacsSettings, PeerSettings
 from busgen_core.errors import StateError, UnavailableError
@@ -97,8 +98,7 @@ class PacsArchive:
     def _get_line(self, spool: Spool) -> Iterator[Association]:
         contexts = [build_context(GET, list(PLAIN)), *storage_contexts()]
         roles = [build_role(uid, scp_role=True) for uid in sorted(SOP_CLASSES)]
-        handlers: list[evt.EventHandlerType] = [(evt.EVT_C_STORE, store_object, [spool]), (evt.EVT_CONN_CLOSE, drop_torn)]
-        with quietly(), associated(self._settings, self._peer, contexts, roles=roles, handlers=handlers) as line:
+        with quietly(), associated(self._settings, self._peer, contexts, roles=roles, handlers=incoming(spool)) as line:
             yield line
 
 

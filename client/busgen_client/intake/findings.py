@@ -40,6 +40,7 @@ class Code(StrEnum):
     PATIENT_MISSING = "patient-missing"
     PATIENT_UNSURE = "patient-unsure"
     PIXELS_LIE = "pixels-lie"
+    PIXELS_SLOW = "pixels-slow"
     PIXELS_UNDECODABLE = "pixels-undecodable"
     REPORT_UNREADABLE = "report-unreadable"
     ROLE_CONFLICT = "role-conflict"
@@ -83,6 +84,7 @@ REASONS: Mapping[Code, str] = {
     Code.PATIENT_MISSING: "no patient identifier, so its images cannot be kept on one side of the split",
     Code.PATIENT_UNSURE: "patient number, name and birth date point to different patients; a person must say whose this is",
     Code.PIXELS_LIE: "the pixel data does not have the size that the header states; export it again",
+    Code.PIXELS_SLOW: "the frames took longer to decode than they may, perhaps as the machine was busy; take it in again, or export it uncompressed",
     Code.PIXELS_UNDECODABLE: "the pixel data does not decode, or its kind of pixel is not supported; export it uncompressed",
     Code.REPORT_UNREADABLE: "a structured report on this examination cannot be read, so what it says is unknown; export it again",
     Code.ROLE_CONFLICT: "this patient already has the other role; members and holdout are never mixed",

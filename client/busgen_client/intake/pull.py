@@ -1,7 +1,7 @@
 """Pulling from an archive: find, fetch what is not here, take in; killed anywhere, the same command goes on from there.
 
 Guarantees: each object that the archive lists is in the cohort, in quarantine or counted as missing at the end; an object that is here is
-not fetched again.
+not fetched again, nor one that was fetched before and is in quarantine, with or without its file.
 """
 
 import logging

@@ -3,7 +3,8 @@
 Guarantees:
     - "Stored" is answered only for an object that is whole on this node's disk (``spool``).
     - Only peers of the settings are heard: by address before a byte of theirs is parsed, by title and address together before they may send.
-    - Associations, half-open connections, waiting objects and disk are limited; what is over a limit is refused, and the receiver stays up.
+    - Associations, half-open connections, waiting objects, those that are coming in, and disk are limited; what is over a limit is refused, and
+      the receiver stays up.
 """
 
 import fcntl
@@ -18,7 +19,6 @@ from pathlib import Path
 from socketserver import BaseServer
 
 from pynetdicom import build_context, evt
-from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.transport import ThreadedAssociationServer
 from tqdm import tqdm
 
@@ -36,18 +36,17 @@ from busgen_client.intake.entity import (
     storage_contexts,
 )
 from busgen_client.intake.findings import IntakeResult
+from busgen_client.intake.incoming import SUCCESS, incoming
 from busgen_client.intake.labels import CurrentLabels
 from busgen_client.intake.run import combined, take_in
 from busgen_client.intake.spool import Spool
 from busgen_client.pacs import PacsSettings
-from busgen_core.errors import BusgenError, ConfigError, StateError, StorageFullError, UnavailableError
+from busgen_core.errors import BusgenError, ConfigError, StateError, UnavailableError
 
 log = logging.getLogger("busgen.receiver")
 
 BATCH_SECONDS = 2.0  # between two looks at the spool
 
-# PS3.4 table B.2-1 and PS3.7 annex C.
-SUCCESS, OUT_OF_RESOURCES, PROCESSING_FAILURE, CANNOT_UNDERSTAND = 0x0000, 0xA700, 0x0110, 0xC000
 # PS3.8 table 9-21: result, source, reason.
 UNKNOWN_CALLER, CONGESTED = (0x01, 0x01, 0x03), (0x02, 0x03, 0x01)
 
@@ -80,7 +79,7 @@ def receive(store: CohortStore, data: Path, settings: PacsSettings, *, progress:
 
 def _drain(store: CohortStore, spool: Spool, labels: CurrentLabels) -> IntakeResult:
     """Take in what waits; what cannot be done now is done later."""
-    if not spool.waiting():
+    if not spool.due():
         return IntakeResult()
     try:
         known = labels.now()
@@ -129,8 +128,7 @@ def _server(settings: PacsSettings, spool: Spool, commitments: Commitments | Non
         *AT_ONCE,
         (evt.EVT_REQUESTED, _judge, [peers, spool]),
         (evt.EVT_C_ECHO, lambda _event: SUCCESS),
-        (evt.EVT_C_STORE, store_object, [spool]),
-        (evt.EVT_CONN_CLOSE, drop_torn),
+        *incoming(spool),
     ]
     if commitments is not None and settings.commitment:
         ours.supported_contexts = [*ours.supported_contexts, build_context(COMMITMENT, list(PLAIN))]
@@ -211,24 +209,3 @@ def _judge(event: evt.Event, peers: Iterable[tuple[str, frozenset[Address]]], sp
         log.warning("receiver.refused why=%s", "full" if known else "unknown")
         event.assoc.acse.send_reject(*(CONGESTED if known else UNKNOWN_CALLER))
         event.assoc.kill()
-
-
-def drop_torn(event: evt.Event) -> None:
-    """Delete the object that a connection broke off in. The library has no public name for its file; ``Spool.sweep`` comes later anyway."""
-    if (torn := getattr(event.assoc.dimse.message, "_data_set_file", None)) is not None:
-        torn.close()
-        Path(torn.name).unlink(missing_ok=True)
-
-
-def store_object(event: evt.Event, spool: Spool) -> int:
-    """Answer one C-STORE; the status is sent when this returns."""
-    try:
-        if not isinstance(event.request, C_STORE) or event.dataset_path is None:
-            return CANNOT_UNDERSTAND
-        spool.admit(Path(event.dataset_path), str(event.request.AffectedSOPInstanceUID))
-    except StorageFullError:
-        return OUT_OF_RESOURCES
-    except Exception:  # the library would log it with the object's identifiers
-        log.warning("receiver.not_stored")
-        return PROCESSING_FAILURE
-    return SUCCESS

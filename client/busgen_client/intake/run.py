@@ -35,6 +35,7 @@ class Source:
         check: Looks whether an object that a person released is still the same patient's. Raises ``QuarantineError``.
         place: Where a row of a table stands, as a keyed digest: what waited for the row before its picture was corrected waits no more.
         done: Told once what became of it is on the disk: the code under which it waits, or None.
+        object_key: Of a DICOM object that came over the network, as ``QuarantineRow`` has it.
     """
 
     key: str
@@ -43,6 +44,7 @@ class Source:
     check: Callable[[], None] = _no_doubt
     place: str = ""
     done: Callable[[Code | None], None] = _nothing
+    object_key: str = ""
 
 
 @dataclass(slots=True)
@@ -79,7 +81,7 @@ def take_in(
             except QuarantineError as refused:
                 code = refused.finding
                 tally.held[code.value] += 1
-                store.quarantine(source.key, code=code.value, reason=REASONS[code])
+                store.quarantine(source.key, code=code.value, reason=REASONS[code], object_key=source.object_key)
                 if code in BY_EYE | BY_LABEL and (held := _shown(source)) is not None:
                     waiting.put(source.key, held)
             if source.place:

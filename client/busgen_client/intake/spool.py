@@ -7,8 +7,12 @@ on by looking at it, only the de-identified pixels stay (``busgen_client.held``)
 
 Where the site seals its files, each is sealed as soon as it is whole; the unsealed one, which pynetdicom wrote, is deleted.
 
-Guarantees: a name appears only when every byte behind it is on the disk (fsync, rename, fsync of the folder), so what a sender was told
-is stored outlives a crash; what was taken in is deleted, and what no person can mend is not kept.
+Guarantees:
+    - A name appears only when every byte behind it is on the disk (fsync, rename, fsync of the folder), so what a sender was told is stored
+      outlives a crash.
+    - What was taken in is deleted; so is what no person can mend, and what a person decides on by its picture once that is kept.
+    - Nothing is deleted for want of time: what could not be decoded in time is tried ``TRIES`` times, then held.
+    - What comes in takes part in the limits while it comes in (``intake.incoming``).
 """
 
 import os
@@ -17,12 +21,14 @@ import tempfile
 import time
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import psutil
 
 from busgen_client.cohort import CohortStore
+from busgen_client.cohort_rows import OBJECT_DIGITS
 from busgen_client.held import HeldStore
 from busgen_client.intake.dicom import LARGEST, SPOOL, file_source
 from busgen_client.intake.findings import BY_EYE, Code, QuarantineError
@@ -34,8 +40,11 @@ from busgen_core.digests import sha256_file
 from busgen_core.errors import InputError, SealError, StorageFullError
 from busgen_core.files import sweep_unfinished, sync_folder, write_whole
 
-DIGITS = 32  # hexadecimal digits of a digest in a name
-STALE_SECONDS = 600.0  # an unfinished file that nobody wrote to for so long belongs to a broken association
+DIGITS = OBJECT_DIGITS  # hexadecimal digits of a digest in a name
+COMING = ".dcm"  # suffix of an unfinished file, which is open for as long as somebody wants it
+STALE_SECONDS = 600.0  # an unfinished file that nobody wrote to for so long belongs to a broken association, open or not
+TRIES = 3  # looks at an object whose frames take too long to decode
+AGAIN_SECONDS = 60.0  # before the second of them, twice that before the third
 HELD = "held"  # folder of what is in quarantine
 LOOK_SECONDS = 1.0  # how long the spool's size is believed
 
@@ -46,6 +55,7 @@ BEYOND_REPAIR = frozenset(
         *(Code.PIXELS_LIE, Code.PIXELS_UNDECODABLE, Code.TRANSFER_SYNTAX),
     }
 )
+TORN = BEYOND_REPAIR - {Code.CONSENT_WITHDRAWN}  # nothing waits for these any more once the object came whole
 
 
 class Spool:
@@ -61,7 +71,8 @@ class Spool:
     def __init__(self, store: CohortStore, data: Path, *, most_bytes: float = float("inf"), free_bytes: float = 0.0) -> None:
         self._store, self._folder, self._most, self._free = store, data / "spool", most_bytes, free_bytes
         self._partial = self._folder / f"partial-{os.getpid()}"
-        self._full, self._looked = False, float("-inf")
+        self._full, self._crowded, self._looked = False, False, float("-inf")
+        self._later: dict[str, float] = {}  # names of what is put off, and until when
         self._folder.mkdir(parents=True, exist_ok=True)
         self._folder.chmod(0o700)
 
@@ -84,10 +95,13 @@ class Spool:
             shutil.rmtree(self._partial, ignore_errors=True)
 
     def sweep(self) -> None:
-        """Delete unfinished files of associations that broke."""
-        for file in self._partial.glob("*"):
+        """Delete unfinished files of associations that broke: what nobody has open, and what nobody wrote to for ``STALE_SECONDS``."""
+        files = list(self._partial.glob("*"))
+        wanted = {Path(each.path) for each in psutil.Process().open_files()} if files else set()
+        for file in files:
             with suppress(FileNotFoundError):
-                if time.time() - file.stat().st_mtime > STALE_SECONDS:
+                left = file.suffix == COMING and file.resolve() not in wanted
+                if left or time.time() - file.stat().st_mtime > STALE_SECONDS:
                     file.unlink()
 
     def admit(self, finished: Path, sop_uid: str) -> None:
@@ -119,10 +133,14 @@ class Spool:
 
     def put(self, content: bytes, sop_uid: str) -> None:
         """``admit`` bytes that are in memory."""
-        handle, name = tempfile.mkstemp(dir=self._partial)
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-        self.admit(Path(name), sop_uid)
+        with tempfile.NamedTemporaryFile(dir=self._partial, suffix=COMING, delete=False) as stream:
+            finished = Path(stream.name)
+            try:
+                stream.write(content)
+                stream.flush()
+                self.admit(finished, sop_uid)
+            finally:
+                finished.unlink(missing_ok=True)
 
     def has(self, sop_uid: str, *, held: bool = True) -> bool:
         """Whether an object is here, waiting for its turn or, with ``held``, for a person, or decided by one."""
@@ -134,10 +152,18 @@ class Spool:
         left = [uid for uid in sop_uids if self._stem(uid) not in stems]
         return [uid for uid in left if not self._holds(self._store.pseudonyms.object_key(uid))] if held else left
 
+    def unsettled(self, sop_uids: Iterable[str]) -> set[str]:
+        """Those under which something waits: for its turn, or in quarantine. One look at what waits for its turn for all of them."""
+        uids = list(sop_uids)
+        return set(uids) - {uid for uid in self.absent(uids, held=False) if not self._held(self._store.pseudonyms.object_key(uid))}
+
     def _holds(self, object_key: str) -> bool:
         """Whether an object waits for a person, or was decided by one."""
+        return self._held(object_key) or HeldStore(self._store).knows(object_key)
+
+    def _held(self, object_key: str) -> bool:
         stem = object_key[:DIGITS]
-        return any(_shelf(self._folder, stem).glob(f"{stem}-*")) or HeldStore(self._store).knows(object_key)
+        return any(_shelf(self._folder, stem).glob(f"{stem}-*")) or HeldStore(self._store).waits(object_key)
 
     def discard(self, source_key: str, object_key: str) -> None:
         """Delete an object that a person has decided on.
@@ -158,6 +184,11 @@ class Spool:
         """Files that wait to be taken in, oldest first; with ``held``, those in quarantine instead."""
         return [path for path, _ in sorted(self._files(held=held), key=lambda file: file[1].st_mtime_ns)]
 
+    def due(self) -> list[Path]:
+        """``waiting``, without what is put off."""
+        now = time.monotonic()
+        return [path for path in self.waiting() if self._later.get(path.name, now) <= now]
+
     def sources(self, labels: Labels, *, only: Collection[str] | None = None, held: bool = False) -> Iterator[Source]:
         """What waits, for ``take_in``: deleted once it is in the cohort, held once it is in quarantine.
 
@@ -167,9 +198,24 @@ class Spool:
             held: Take what is in quarantine up again.
         """
         stems = None if only is None else {self._stem(uid) for uid in only}
-        for path in self.waiting(held=held):
-            if stems is None or path.name.partition("-")[0] in stems:
-                yield file_source(self._store, path, labels, sealed=True, done=partial(_settle, path))
+        for path in self.waiting(held=True) if held else self.due():
+            stem = path.name.partition("-")[0]
+            if stems is None or stem in stems:
+                source = file_source(self._store, path, labels, sealed=True)
+                yield replace(source, object_key=stem, done=partial(self._settle, path, source.key))
+
+    def _settle(self, path: Path, source_key: str, code: Code | None) -> None:
+        """Delete a file that was looked at, keep it for a person, or leave it to be tried again."""
+        if code is None:
+            self._store.lift_others(path.name.partition("-")[0], TORN)
+        if code is Code.PIXELS_SLOW and path.suffix != ".held" and (looks := self._store.looks(source_key)) < TRIES:
+            self._later[path.name] = time.monotonic() + AGAIN_SECONDS * looks
+            return
+        self._later.pop(path.name, None)
+        if code is None or code in BEYOND_REPAIR or (code in BY_EYE and HeldStore(self._store).get(source_key) is not None):
+            _delete(path)
+        elif path.suffix != ".held":
+            _hold(path)
 
     @property
     def full(self) -> bool:
@@ -177,9 +223,18 @@ class Spool:
         now = time.monotonic()
         if now - self._looked > LOOK_SECONDS:
             used = sum(status.st_size for _, status in self._files())
+            coming = sum(_size(file) for file in self._folder.glob("partial-*/*"))
             self._full = used >= self._most or shutil.disk_usage(self._folder).free < self._free
+            self._crowded = self._full or coming >= self._most
             self._looked = now
         return self._full
+
+    def outgrown(self, size: int) -> bool:
+        """Whether there is no room for an object of which so many bytes have come; the next is judged by what is left then."""
+        if size <= LARGEST and not self.full and not self._crowded:
+            return False
+        self._looked = float("-inf")
+        return True
 
     def _files(self, *, held: bool = False) -> Iterator[tuple[Path, os.stat_result]]:
         for path in files_in(self._folder, held=held):
@@ -237,13 +292,24 @@ def _person(store: CohortStore, path: Path) -> Person:
     return store.pseudonyms.person(identity.patient_id, issuer=identity.issuer, name=identity.name, birth_date=identity.birth_date)
 
 
-def _settle(path: Path, code: Code | None) -> None:
-    if code is None or code in BEYOND_REPAIR | BY_EYE:
-        path.unlink(missing_ok=True)
-    elif path.suffix != ".held":
-        shelf = _shelf(path.parent, path.name)
-        shelf.mkdir(parents=True, exist_ok=True)
-        path.rename(shelf / f"{path.stem}.held")
-        sync_folder(shelf)
-        sync_folder(shelf.parent)
-    sync_folder(path.parent)
+def _size(file: Path) -> int:
+    with suppress(FileNotFoundError):
+        return file.stat().st_size
+    return 0
+
+
+def _hold(path: Path) -> None:
+    shelf = _shelf(path.parent, path.name)
+    shelf.mkdir(parents=True, exist_ok=True)
+    path.rename(shelf / f"{path.stem}.held")
+    for folder in (shelf, shelf.parent, path.parent):
+        sync_folder(folder)
+
+
+def _delete(path: Path) -> None:
+    """Delete a file, and the same bytes where they are held since they came before."""
+    twin = _shelf(path.parent, path.name) / f"{path.stem}.held"
+    for file in (path, twin) if path.suffix != ".held" else (path,):
+        if file.exists():
+            file.unlink()
+            sync_folder(file.parent)

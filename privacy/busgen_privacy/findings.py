@@ -22,6 +22,7 @@ class Hits(_Finding):
         low: Lower end of the exact 95 % interval; it pays for the threshold too.
         high: Upper end.
         ceiling: The most that the claim allows; None without a claim.
+        surely: Lower end that holds for the hit rates of all attacks together; the gate holds it against the ceiling.
     """
 
     fpr: float = Field(gt=0, lt=1)
@@ -29,6 +30,7 @@ class Hits(_Finding):
     low: Share = Field(ge=0, le=1)
     high: Share = Field(ge=0, le=1)
     ceiling: float | None = Field(default=None, ge=0, le=1)
+    surely: Share = Field(default=0.0, ge=0, le=1)
 
 
 class PatientScores(_Finding):
@@ -50,11 +52,17 @@ class AttackFinding(_Finding):
         auc: Chance that a member scores above a holdout patient, ties half.
         low: Lower end of the 95 % interval, bootstrap by patient.
         high: Upper end.
+        exact_low: Lower end of the 95 % interval that holds at every size and for every law of the scores (``statistics.auc_exact_interval``).
+        exact_high: Upper end.
+        reach: Largest AUC that these scores allow, however they were split: below 1 where many are equal.
         chance: How often a release that learnt nothing gives this AUC or a larger one (exact, or permutation).
         ceiling: Largest AUC that the claim allows; None without a claim.
+        outright: Share of members above every holdout patient.
         hits: At 1 % and .1 % false alarms where there are patients enough, and at 5 %.
         epsilon_low: Lower bound of epsilon at 95 %, if the mechanism is Gaussian (``leak.gaussian_epsilon``).
-        caught: Smallest true AUC that this attack would have caught, four times out of five; None: none.
+        epsilon_any: The same for any mechanism, at one threshold (``leak.split_epsilon``).
+        caught: Smallest true AUC that this attack would have caught, four times out of five; None: none, for too few patients
+            or too many equal scores.
         diagnostic: Shown, never deciding.
         scores: By patient.
         members: Member patients attacked.
@@ -69,10 +77,15 @@ class AttackFinding(_Finding):
     auc: Share = Field(ge=0, le=1)
     low: Share = Field(ge=0, le=1)
     high: Share = Field(ge=0, le=1)
+    exact_low: Share = Field(default=0.0, ge=0, le=1)
+    exact_high: Share = Field(default=1.0, ge=0, le=1)
+    reach: Share = Field(default=1.0, ge=0, le=1)
     chance: Share = Field(ge=0, le=1)
     ceiling: float | None = Field(default=None, ge=0.5, le=1)
+    outright: Share = Field(default=0.0, ge=0, le=1)
     hits: tuple[Hits, ...]
     epsilon_low: float = Field(ge=0)
+    epsilon_any: float = Field(default=0.0, ge=0)
     caught: float | None = Field(default=None, ge=0.5, le=1)
     diagnostic: bool
     scores: PatientScores
@@ -108,7 +121,7 @@ class CopyFinding(_Finding):
 
 
 class Disclosure(_Finding):
-    """Holdout disclosure: share of released images whose nearest patient is a member, sides of equal size; chance by permutation."""
+    """Holdout disclosure: share of released images whose nearest patient is a member, sides of equal size; chance by permutation. Diagnostic."""
 
     share: Share = Field(ge=0, le=1)
     chance_low: Share = Field(ge=0, le=1)

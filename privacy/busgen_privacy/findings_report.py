@@ -11,7 +11,22 @@ from busgen_privacy.findings import AttackFinding, Findings
 from busgen_privacy.page import Method, data_url, figures, group, promise_in_words, render_page
 
 RATES = (0.05, 0.01, 0.001)  # of false alarms, in the table
-FIGURES = ("auc", "interval", "chance", "hits", "together", "ceiling", "epsilon_low", "caught", "copies", "registered", "disclosure")
+FIGURES = (
+    "auc",
+    "interval",
+    "exact",
+    "chance",
+    "hits",
+    "outright",
+    "together",
+    "ceiling",
+    "epsilon_low",
+    "epsilon_any",
+    "caught",
+    "copies",
+    "registered",
+    "disclosure",
+)
 
 
 def render_findings(

@@ -10,17 +10,24 @@
         either: some of it is there to be spent, and a large cohort would see it.
     *   without a promise, nothing: AUC 1/2. No mathematics bounds what a better attack would find, so any sure sign is one too many. A
         claim counts as none beyond ``weakest_promise``, or if delta is above 1 / members (it could give away one patient whole).
-    Each deciding attack is tested by its AUC, and by its hit rate at few false alarms where there are patients enough, since a leak of a
-    few patients hardly moves an AUC. Holm corrects over all these tests. What also passes the promise's own ceiling is told apart in
-    words: then the code does not do what was claimed.
+    Each deciding attack is tested by its AUC, and by its hit rates: before the first false alarm, and at 5 %, 1 % and .1 % where there
+    are patients enough, since a leak of a few patients hardly moves an AUC. Holm corrects over all these tests. What also passes the
+    promise's own ceiling is told apart in words: then the code does not do what was claimed. So does a hit rate whose lower end, exact and
+    for all attacks together, lies above its ceiling. An attack that surely ranks members *below* patients never seen refuses too: turned
+    round it is an attack, or the inputs are wrong (members among the public images, a split that is not at random), and nothing holds.
 2.  Is a released image a copy of a member's, as it is, or once shift, crop, flip and gray map are undone? One is one too many, whatever
     the promise; what the holdout gives, chance alone, is said beside it.
 3.  Are there holdout patients enough?
-4.  Would the audit have seen a leak? At least one attack must have caught ``must_catch_auc`` four times out of five (``power``).
+4.  Would the audit have seen a leak? At least one attack must have caught ``must_catch_auc`` four times out of five (``power``). One whose
+    scores are mostly equal does not count: whatever order they had, it could not have been called.
 5.  Where text was looked for in the released pixels: does some read like a name, a number or a date? This follows from what leaves alone.
 
 False alarms: if members and holdout are exchangeable and nothing was learnt, 1 refuses with chance at most ``family_level`` without a
-promise, and far less with one. That assumes a split by patient, at random, before adaptation; a split by site or year looks like a leak.
+promise, and far less with one; the level is split over the three kinds of tests (``ABOVE``, ``BEYOND``, ``TURNED``). That assumes a split
+by patient, at random, before adaptation; a split by site or year looks like a leak.
+
+Holdout disclosure and the distances to the closest record are diagnostic: shown, and never asked. No bound is known of how far a granted leak
+moves them, and what they look at, the nearest patient, the attacks look at by patient.
 
 What a refusal tells: one bit that patients' exact figures decided, outside epsilon. It stays in the hospital with its reasons, or is charged
 to the budget. *Release* is the other value of that bit, and every release shows it; the privacy statement lists it as a heuristic.
@@ -38,17 +45,39 @@ from busgen_privacy.findings import CopyFinding, Findings
 from busgen_privacy.leak import auc_chance, auc_of, hit_chance, hit_rate_of, mu_of
 from busgen_privacy.pixel_text import PixelText
 from busgen_privacy.policy import GatePolicy
-from busgen_privacy.power import in_words, sight
+from busgen_privacy.power import Sight, in_words, sight
 from busgen_privacy.statistics import ceiling_auc, holm
 
-DECIDING_ALARM = 0.05  # the hit rate that is tested: the smallest rate of false alarms that small hospitals can measure
+# Shares of the family's level: AUCs and hit rates above what is granted (Holm), exact lower ends of hit rates above the promise's ceiling
+# (Bonferroni), attacks that are turned round (Holm).
+ABOVE, BEYOND, TURNED = 0.9, 0.05, 0.05
+NONE_PASS = 1e-9  # a rate of false alarms at which no holdout patient passes
 SLACK = 1e-6  # rounding of a ceiling on its way through JSON
 STAYS = (
     "This refusal is one bit that patients' own figures decided. It is outside epsilon: "
     "it stays in the hospital with its reasons, or is charged to the budget."
 )
+INVERTED = (
+    "Turned round it is an attack; or the inputs are wrong, and nothing here holds. Look at them first: "
+    "are members among the public images, were members and holdout split at random?"
+)
 
 Checked = tuple[bool, str]  # whether all is well, and what to tell people
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HitFigures:
+    """Members found at a rate of false alarms, exact.
+
+    Attributes:
+        fpr: Share of holdout patients taken for members, at most; only where holdout x fpr is at least 1 (``statistics.hit_rate``).
+        tpr: Share of members found.
+        surely: Lower end that holds for all hit rates of the audit together (``Hits.surely``).
+    """
+
+    fpr: float
+    tpr: float
+    surely: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,7 +90,9 @@ class AttackFigures:
         auc: Chance that a member scores above a holdout patient.
         members: Member patients attacked.
         holdout: Holdout patients attacked.
-        hits: (FPR, TPR) pairs, only where holdout x FPR is at least 1 (``statistics.hit_rate``).
+        hits: At each rate of false alarms that can be measured.
+        outright: Share of members above every holdout patient.
+        reach: Largest AUC that the scores allow, however they were split (``statistics.best_auc``).
         diagnostic: Shown and never deciding.
     """
 
@@ -70,20 +101,31 @@ class AttackFigures:
     auc: float
     members: int
     holdout: int
-    hits: tuple[tuple[float, float], ...] = ()
+    hits: tuple[HitFigures, ...] = ()
+    outright: float = 0.0
+    reach: float = 1.0
     diagnostic: bool = False
 
     def chances(self, mu: float) -> list[float]:
-        """Chance of the AUC, then of each hit rate, under a leak of at most ``mu``."""
+        """Chance of the AUC, of the members found outright, then of each hit rate, under a leak of at most ``mu``."""
         members, holdout = self.members, self.holdout
-        found = [hit_chance(tpr, fpr=fpr, members=members, holdout=holdout, mu=mu) for fpr, tpr in self.hits]
-        return [auc_chance(self.auc, members=members, holdout=holdout, mu=mu), *found]
+        found = [hit_chance(hit.tpr, fpr=hit.fpr, members=members, holdout=holdout, mu=mu) for hit in self.hits]
+        first = hit_chance(self.outright, fpr=NONE_PASS, members=members, holdout=holdout, mu=mu)
+        return [auc_chance(self.auc, members=members, holdout=holdout, mu=mu), first, *found]
+
+    def turned_chance(self, mu: float) -> float:
+        """Chance of the AUC of the attack turned round, which takes the lowest scores for members, under a leak of at most ``mu``."""
+        return auc_chance(1 - self.auc, members=self.members, holdout=self.holdout, mu=mu)
+
+    def beyond(self, mu: float) -> tuple[HitFigures, ...]:
+        """Hit rates that even by their lower end are above what a leak of ``mu`` allows."""
+        return tuple(hit for hit in self.hits if hit.surely > hit_rate_of(mu, fpr=hit.fpr) + SLACK)
 
     @property
     def sound(self) -> bool:
         """Whether every figure is one."""
-        hits = all(0 < fpr < 1 and 0 <= tpr <= 1 and self.holdout * fpr >= 1 - SLACK for fpr, tpr in self.hits)
-        return 0 <= self.auc <= 1 and min(self.members, self.holdout) >= 2 and hits
+        hits = all(0 < hit.fpr < 1 and 0 <= hit.surely <= 1 and 0 <= hit.tpr <= 1 and self.holdout * hit.fpr >= 1 - SLACK for hit in self.hits)
+        return 0 <= self.auc <= 1 and 0 <= self.reach <= 1 and 0 <= self.outright <= 1 and min(self.members, self.holdout) >= 2 and hits
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -146,7 +188,9 @@ class Evidence(Claim):
                 auc=a.auc,
                 members=a.members,
                 holdout=a.holdout,
-                hits=tuple((hit.fpr, hit.tpr) for hit in a.hits if hit.fpr == DECIDING_ALARM),
+                hits=tuple(HitFigures(fpr=hit.fpr, tpr=hit.tpr, surely=hit.surely) for hit in a.hits),
+                outright=a.outright,
+                reach=a.reach,
                 diagnostic=a.diagnostic,
             )
             for a in findings.attacks
@@ -170,9 +214,9 @@ def _figures(found: CopyFinding) -> CopyFigures:
 def judge(evidence: Evidence, policy: GatePolicy) -> GateVerdict:
     """Judge exact findings. Pure, and the same everywhere: chances that are simulated have a fixed seed.
 
-    Guarantees: a larger AUC, hit rate or number of copies, or fewer holdout patients set aside, never turns *refuse* into *release*. Nor
-    does a tighter threshold, but for one thing that is meant: a higher ``family_level``, or a lower ``tolerated_auc`` or
-    ``weakest_promise``, makes the same audit catch more, which question 4 counts. *Release* proves nothing about attacks that were not run.
+    Guarantees: a larger AUC from 1/2 on, a larger hit rate or number of copies, or fewer holdout patients set aside, never turns *refuse*
+    into *release*. Nor does a tighter threshold, but for one thing that is meant: a higher ``family_level``, or a lower ``tolerated_auc``
+    or ``weakest_promise``, makes the same audit catch more, which question 4 counts. *Release* proves nothing of attacks that were not run.
 
     Returns:
         *refuse* with every reason against, and what the refusal itself tells; or *release* with everything that was checked.
@@ -208,17 +252,26 @@ def _attacked(evidence: Evidence, policy: GatePolicy) -> Iterator[Checked]:
     if not sound:
         yield False, "No attack was run that decides, so nothing is known of what the release gives away."
         return
-    promise, granted = promised_mu(evidence, policy), granted_mu(evidence, policy)
-    surely = _significant(sound, granted, policy.family_level)
-    broken = _significant(sound, promise, policy.family_level) if promise is not None else [()] * len(sound)
-    for attack, above, beyond in zip(sound, surely, broken, strict=True):
-        if any(above):
-            yield False, f"{_against(attack, above, granted)} {_beyond(promise, any(beyond))}"
+    promise, granted, seen = promised_mu(evidence, policy), granted_mu(evidence, policy), _sights(sound, evidence, policy)
+    surely = _significant(sound, granted, ABOVE * policy.family_level)
+    broken = _significant(sound, promise, ABOVE * policy.family_level) if promise is not None else [()] * len(sound)
+    turned = holm([attack.turned_chance(granted) for attack in sound], level=TURNED * policy.family_level)
+    for attack, above, ceiling, below, own in zip(sound, surely, broken, turned, seen, strict=True):
+        beyond = () if promise is None else attack.beyond(promise)
+        if any(above) or beyond:
+            yield False, f"{_against(attack, above, beyond, granted)} {_beyond(promise, any(ceiling) or bool(beyond))}"
+        elif below:
+            yield False, f"The {_named(attack)} surely ranks members below patients never seen, AUC {attack.auc:.3f}. {INVERTED}"
         else:
-            yield True, f"The {_named(attack)} reached AUC {attack.auc:.3f}, not surely above the {auc_of(granted):.3f} that is granted."
-    yield _sighted(sound, granted, policy)
-    if not any(attack.kind == "white-box" for attack in sound):
-        yield True, "No attack had the adapted network: what is said here holds for the images alone, and the network must not leave."
+            yield True, _passed(attack, granted, own)
+    yield _sighted(seen, policy)
+    if not any(attack.kind == "white-box" and own.auc is not None for attack, own in zip(sound, seen, strict=True)):
+        yield True, "No attack that could see had the adapted network: what is said here holds for the images alone, and the network must not leave."
+
+
+def _passed(attack: AttackFigures, granted: float, own: Sight) -> str:
+    blind = " It could not be relied on to catch any leak, so that this says nothing." if own.auc is None else ""
+    return f"The {_named(attack)} reached AUC {attack.auc:.3f}, not surely above the {auc_of(granted):.3f} that is granted.{blind}"
 
 
 def _significant(attacks: Sequence[AttackFigures], mu: float, level: float) -> list[tuple[bool, ...]]:
@@ -228,13 +281,16 @@ def _significant(attacks: Sequence[AttackFigures], mu: float, level: float) -> l
     return [tuple(next(flags) for _ in each) for each in chances]
 
 
-def _against(attack: AttackFigures, above: Sequence[bool], granted: float) -> str:
+def _against(attack: AttackFigures, above: Sequence[bool], beyond: Sequence[HitFigures], granted: float) -> str:
     figures = [f"AUC {attack.auc:.3f}, where {auc_of(granted):.3f} is granted"]
+    figures += [f"{attack.outright:.1%} of members found before the first of {attack.holdout} holdout patients"]
     figures += [
-        f"{tpr:.1%} of members found at {fpr:.1%} false alarms, where {hit_rate_of(granted, fpr=fpr):.1%} is granted" for fpr, tpr in attack.hits
+        f"{hit.tpr:.1%} of members found at {hit.fpr:.1%} false alarms, where {hit_rate_of(granted, fpr=hit.fpr):.1%} is granted"
+        for hit in attack.hits
     ]
-    sure = "; ".join(figure for figure, is_above in zip(figures, above, strict=True) if is_above)
-    return f"The {_named(attack)} surely tells members from patients never seen: {sure}."
+    sure = [figure for figure, is_above in zip(figures, above, strict=True) if is_above]
+    sure += [f"at least {hit.surely:.1%} of members found at {hit.fpr:.1%} false alarms, more than the promise allows" for hit in beyond]
+    return f"The {_named(attack)} surely tells members from patients never seen: {'; '.join(sure)}."
 
 
 def _beyond(promise: float | None, broken: bool) -> str:
@@ -245,13 +301,22 @@ def _beyond(promise: float | None, broken: bool) -> str:
     return f"It may lie within the promise, whose ceiling is AUC {auc_of(promise):.3f}, but no attack should come so far on noise that is right."
 
 
-def _sighted(attacks: Sequence[AttackFigures], granted: float, policy: GatePolicy) -> Checked:
-    """Whether the attack with the most patients would have caught what the policy demands."""
-    tests = sum(1 + len(attack.hits) for attack in attacks)
-    seen = [sight(members=attack.members, holdout=attack.holdout, level=policy.family_level, tests=tests, null=auc_of(granted)) for attack in attacks]
+def _sights(attacks: Sequence[AttackFigures], evidence: Evidence, policy: GatePolicy) -> list[Sight]:
+    """What each attack would have caught."""
+    tests, null = sum(2 + len(attack.hits) for attack in attacks), auc_of(granted_mu(evidence, policy))
+    return [
+        sight(members=attack.members, holdout=attack.holdout, level=ABOVE * policy.family_level, tests=tests, null=null, reach=attack.reach)
+        for attack in attacks
+    ]
+
+
+def _sighted(seen: Sequence[Sight], policy: GatePolicy) -> Checked:
+    """Whether the attack that sees most would have caught what the policy demands."""
     best = min(seen, key=lambda one: 2.0 if one.auc is None else one.auc)
     good = best.auc is not None and best.auc <= policy.must_catch_auc
-    rule = "" if good else f" An audit must catch AUC {policy.must_catch_auc:.3f} to count: attack more patients."
+    rule = (
+        "" if good else f" An audit must catch AUC {policy.must_catch_auc:.3f} to count: attack more patients, or with attacks whose scores differ."
+    )
     return good, f"{in_words(best)}{rule}"
 
 

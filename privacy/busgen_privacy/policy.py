@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from busgen_core.errors import PolicyError
 from busgen_core.wire import Campaign
 
-SMALLEST_HOLDOUT = 20  # with the smallest cohort, 30, a dozen attacks then still catch a leak of AUC .84 (power.caught_auc)
+SMALLEST_HOLDOUT = 20  # with the smallest cohort, 30, a dozen attacks then still catch a leak of AUC .87 (power.caught_auc)
 FAMILY_LEVEL = 0.05  # one release in twenty that gives nothing away is refused, over all attacks together; the usual level
 TOLERATED_AUC = 0.575  # the most that epsilon 1 at delta 1e-5 allows (statistics.ceiling_auc): a strong promise, however the attacker tries
 WEAKEST_PROMISE = 8.0  # epsilon beyond which a claim counts as none: its own ceiling, AUC .881, is nearly a memory of patients

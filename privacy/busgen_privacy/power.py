@@ -77,7 +77,7 @@ def caught_auc(*, members: int, holdout: int, level: float, null: float = 0.5, o
     return float(brentq(excess, null, HIGHEST, xtol=1e-9)) if excess(HIGHEST) > 0 else None
 
 
-def sight(*, members: int, holdout: int, level: float, tests: int, null: float = 0.5, delta: float = 1e-5) -> Sight:
+def sight(*, members: int, holdout: int, level: float, tests: int, null: float = 0.5, reach: float = 1.0, delta: float = 1e-5) -> Sight:
     """What one of ``tests`` tests, corrected together at the family's ``level``, would have caught.
 
     Args:
@@ -86,9 +86,13 @@ def sight(*, members: int, holdout: int, level: float, tests: int, null: float =
         level: Of the family.
         tests: How many tests share it.
         null: AUC that is granted (``gate``).
+        reach: Largest AUC that the scores allow, however they were split (``statistics.best_auc``): an attack whose scores tie so much
+            that it could not come as far as what it would catch catches nothing.
         delta: Where the caught leak's epsilon is stated.
     """
     value = caught_auc(members=members, holdout=holdout, level=level / tests, null=null)
+    if value is not None and value > reach:
+        value = None
     mu = None if value is None else mu_of(value)
     return Sight(members=members, holdout=holdout, auc=value, mu=mu, epsilon=None if mu is None else gdp_epsilon(mu, delta), delta=delta)
 

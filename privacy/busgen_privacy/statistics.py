@@ -86,6 +86,16 @@ def auc_exact_interval(positive: Scores, negative: Scores, *, confidence: float 
     return float(low), float(high)
 
 
+def best_auc(positive: Scores, negative: Scores) -> float:
+    """Largest AUC that any split of these scores into sides of these sizes gives: 1 without ties, 1/2 if all are equal.
+
+    >>> best_auc(np.array([0.0, 0.0]), np.array([1.0, 0.0]))
+    0.75
+    """
+    pooled = np.sort(np.concatenate([positive, negative]))
+    return auc(pooled[len(negative) :], pooled[: len(negative)])
+
+
 def permutation_chance(positive: Scores, negative: Scores, *, seed: int) -> float:
     """Chance of this AUC or a larger one if members and others are exchangeable: nothing was learnt of anybody.
 
@@ -178,6 +188,20 @@ def hit_rate(members: Scores, holdout: Scores, *, fpr: float, seed: int, resampl
     near, far = np.quantile(again, [0.025, 0.975])
     value = float((members > threshold).mean())
     return HitRate(fpr=fpr, tpr=value, low=low, high=high, bootstrap_low=float(near), bootstrap_high=float(far))
+
+
+def surely_found(members: Scores, holdout: Scores, *, fpr: float, alarm: float) -> float:
+    """Lower end of the exact interval of ``hit_rate``, too high with chance at most ``alarm``; half of it goes to the threshold."""
+    return _exact_hits(members, holdout, fpr, alarm=alarm / 2)[0]
+
+
+def found_outright(members: Scores, holdout: Scores) -> float:
+    """Share of members above every holdout patient: found before the first false alarm, which few patients in full sight move most.
+
+    >>> found_outright(np.array([3.0, 1.0]), np.array([1.0, 0.0]))
+    0.5
+    """
+    return float((np.asarray(members) > np.max(holdout)).mean())
 
 
 def passing(size: int, fpr: float) -> int:

@@ -1,7 +1,9 @@
 """Findings of a suite that was never run, for tests of what comes after it."""
 
 from busgen_privacy.findings import AttackFinding, ClosestRecords, CopyFinding, Disclosure, Distances, Findings, Hits, Pair, PatientScores
-from busgen_privacy.statistics import ceiling_auc
+from busgen_privacy.gate import BEYOND
+from busgen_privacy.statistics import Scores, auc, best_auc, ceiling_auc, found_outright, hit_rate, surely_found
+from busgen_privacy.suite import FALSE_ALARMS
 
 COPIES = CopyFinding(count=0, holdout_count=0, compared=200, threshold=0.1, closest=(Pair(released=3, member=1, distance=0.3),))
 
@@ -28,6 +30,18 @@ def attack(name: str = "loss", *, auc: float = 0.55, members: int = 80, holdout:
         "holdout": holdout,
     }
     return AttackFinding.model_validate(values | changes)
+
+
+def scored(name: str, inside: Scores, outside: Scores, *, attacks: int = 10, level: float = 0.05) -> AttackFinding:
+    """What these scores would be found to be, one of so many attacks: AUC, every hit rate that can be measured, and what ties allow."""
+    rates = [fpr for fpr in FALSE_ALARMS if len(outside) * fpr >= 1]
+    seen = [(fpr, hit_rate(inside, outside, fpr=fpr, seed=0, resamples=2)) for fpr in rates]
+    alarm = BEYOND * level / (attacks * len(rates))
+    hits = tuple(
+        Hits(fpr=fpr, tpr=hit.tpr, low=hit.low, high=hit.high, surely=surely_found(inside, outside, fpr=fpr, alarm=alarm)) for fpr, hit in seen if hit
+    )
+    seen_outright, reach = found_outright(inside, outside), best_auc(inside, outside)
+    return attack(name, auc=auc(inside, outside), members=len(inside), holdout=len(outside), hits=hits, outright=seen_outright, reach=reach)
 
 
 def findings(

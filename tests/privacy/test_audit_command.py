@@ -56,6 +56,16 @@ def test_copies_are_refused_with_the_reason(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "audit.html").exists()
 
 
+def test_members_among_the_public_images_are_refused(tmp_path: Path) -> None:
+    """``--public`` on the folder of all patients would turn calibrated attacks round: an error before anything is attacked, and no file."""
+    given = arguments(tmp_path, sides()[3])
+    given[given.index("--public") + 1] = str(tmp_path / "real")
+    found = CliRunner().invoke(app, given)
+    assert isinstance(found.exception, InputError)
+    assert "80 patients of the public images" in str(found.exception)
+    assert not (tmp_path / "out").exists()
+
+
 def test_half_a_claim_is_wrong_usage(tmp_path: Path) -> None:
     """Epsilon without delta promises nothing: exit status 2."""
     assert CliRunner().invoke(app, [*arguments(tmp_path, sides()[3]), "--epsilon", "8"]).exit_code == 2
@@ -73,7 +83,7 @@ def test_files_of_one_name_in_two_folders_are_two_patients(tmp_path: Path) -> No
     """Members and holdout in folders of their own, numbered alike: two people each time. One folder on both sides: the same people, refused."""
     images = sides()[0].images
     inside, outside = (read_people(str(folder(tmp_path / name, part))) for name, part in (("a", images[:3]), ("b", images[3:6])))
-    check(Release(images=images), inside, outside, images)
+    check(Release(images=images), inside, outside, sides()[2])
     with pytest.raises(InputError, match="3 patients are members and holdout at once"):
         check(Release(images=images), inside, read_people(str(tmp_path / "a")), images)
 

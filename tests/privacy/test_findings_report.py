@@ -134,3 +134,29 @@ def test_rates_that_nobody_could_measure_are_named(fpr: str) -> None:
     words = Outline(hospital()).words
     assert f"At {fpr} false alarms" in words
     assert words.count("too few patients") >= 4
+
+
+@pytest.mark.parametrize("epsilon", [3.0, None])
+def test_a_bound_of_epsilon_says_what_it_rests_on(epsilon: float | None) -> None:
+    """Beside the bound that holds for Gaussian noise stands the one for any mechanism; the caption says which is which, claim or not."""
+    text = render_findings(findings(attack(epsilon_low=2.34, epsilon_any=1.27), epsilon=epsilon), verdict=GOOD, facts=FACTS)
+    words = Outline(text).words
+    caption = words[words.index("How to read it", words.index("Claimed and measured")) :]
+    assert "Gaussian" in caption[: caption.index("Bars of length 0")]
+    assert '2.34</td><td class="n">1.27' in text
+    assert ("no promise was made" in caption) == (epsilon is None)
+
+
+def test_an_interval_of_one_point_has_an_exact_one_beside_it() -> None:
+    """Where the bootstrap's interval is 1 to 1, the exact one stands in the same row; so does what was found before the first false alarm."""
+    text = hospital(attacks=(attack(auc=1.0, low=1.0, high=1.0, exact_low=0.832, outright=0.423),))
+    assert '1.000 – 1.000</td><td class="n">0.832 – 1.000' in text
+    assert "42.3" in Outline(text).words
+
+
+def test_disclosure_is_told_with_its_chance_and_as_diagnostic() -> None:
+    """The reader learns how rare the share is by chance, and that it never decides."""
+    told = findings().disclosure.model_copy(update={"share": 0.883, "chance": 0.002})
+    words = Outline(hospital(disclosure=told)).words
+    assert "Diagnostic, and never a reason to release or to refuse: for 88.3" in words
+    assert "by chance with 0.002" in words

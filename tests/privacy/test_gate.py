@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from busgen_core.errors import PolicyError
 from busgen_core.release import GateVerdict
 from busgen_privacy.audit import TravellingAttack, TravellingAudit
-from busgen_privacy.gate import STAYS, AttackFigures, CopyFigures, Evidence, decide, granted_mu, judge, promised_mu
+from busgen_privacy.gate import STAYS, AttackFigures, CopyFigures, Evidence, HitFigures, decide, granted_mu, judge, promised_mu
 from busgen_privacy.leak import auc_of
 from busgen_privacy.policy import MUST_CATCH_AUC, TIGHTER, TOLERATED_AUC, WEAKEST_PROMISE, GatePolicy, tightened
-from busgen_privacy.statistics import auc, ceiling_auc, hit_rate
-from tests.privacy.found import attack, findings
+from busgen_privacy.statistics import ceiling_auc, ceiling_tpr
+from tests.privacy.found import attack, findings, scored
 
 CEILING = ceiling_auc(3.0, 1e-5)
 TRAVELS = TravellingAudit(
@@ -91,6 +91,11 @@ def with_attack(evidence: Evidence = GOOD, **changes: object) -> Evidence:
     return replace(evidence, attacks=(evidence.attacks[0], replace(evidence.attacks[1], **changes)))  # type: ignore[arg-type]
 
 
+def hit(fpr: float, tpr: float, surely: float = 0.0) -> tuple[HitFigures, ...]:
+    """One hit rate."""
+    return (HitFigures(fpr=fpr, tpr=tpr, surely=surely),)
+
+
 def larger(evidence: Evidence, *, members: int, holdout: int) -> Evidence:
     attacks = tuple(replace(attack, members=members, holdout=holdout) for attack in evidence.attacks)
     return replace(evidence, attacks=attacks, members=members, holdout=holdout)
@@ -123,7 +128,14 @@ JUDGED: dict[str, tuple[Evidence, str]] = {
     "tight promise": (with_attack(replace(GOOD, epsilon=0.1), auc=0.66), "promise is broken"),
     "promise broken": (with_attack(auc=0.85), "promise is broken"),
     "within the promise, not within reason": (with_attack(replace(GOOD, epsilon=8.0), auc=0.85), "may lie within the promise"),
-    "few patients given away": (with_attack(larger(GOOD, members=100, holdout=200), auc=0.53, hits=((0.01, 0.12),)), "12.0% of members found"),
+    "few patients given away": (with_attack(larger(GOOD, members=100, holdout=200), auc=0.53, hits=hit(0.01, 0.12)), "12.0% of members found"),
+    "hit rate surely above the promise's": (
+        with_attack(replace(larger(GOOD, members=100, holdout=200), epsilon=1.0), auc=0.53, hits=hit(0.01, 0.03, surely=0.021)),
+        "at least 2.1% of members found at 1.0% false alarms, more than the promise allows",
+    ),
+    "attack turned round": (with_attack(auc=0.1), "loss' surely ranks members below"),
+    "attack turned round without a promise": (with_attack(UNPROMISED, auc=0.25), "loss' surely ranks members below"),
+    "equal scores in every attack": (replace(GOOD, attacks=tuple(replace(one, auc=0.5, reach=0.5) for one in GOOD.attacks)), "must catch AUC 0.881"),
     "copy": (replace(GOOD, near_copies=replace(COPIES, count=1)), "1 of 2000"),
     "copy after registration": (
         replace(GOOD, registered_copies=replace(COPIES, count=1)),
@@ -137,8 +149,8 @@ JUDGED: dict[str, tuple[Evidence, str]] = {
     "diagnostics alone": (replace(GOOD, attacks=(replace(BLACK, diagnostic=True),)), "No attack was run that decides"),
     "AUC is no number": (with_attack(auc=nan), "not numbers"),
     "AUC above 1": (with_attack(auc=1.2), "not numbers"),
-    "hit rate that nobody can see": (with_attack(hits=((0.01, 0.0),)), "not numbers"),
-    "hit rate is no number": (with_attack(hits=((0.05, nan),)), "not numbers"),
+    "hit rate that nobody can see": (with_attack(hits=hit(0.01, 0.0)), "not numbers"),
+    "hit rate is no number": (with_attack(hits=hit(0.05, nan)), "not numbers"),
     "more patients than there are": (with_attack(members=81), "more patients than there are"),
 }
 
@@ -153,8 +165,11 @@ PASSED: dict[str, Evidence] = {
     "an AUC that chance gives": with_attack(auc=0.67),
     "what a promise pays for in a large cohort": with_attack(larger(GOOD, members=500, holdout=300), auc=0.58),
     "a diagnostic far above": with_attack(auc=0.99, diagnostic=True),
-    "an attack worse than chance": with_attack(auc=0.1),
-    "hits as many as chance gives": with_attack(larger(GOOD, members=100, holdout=200), auc=0.53, hits=((0.01, 0.03),)),
+    "an attack a little worse than guessing": with_attack(auc=0.42),
+    "an attack worse than guessing, as far as a promise pays for": with_attack(larger(GOOD, members=500, holdout=300), auc=0.42),
+    "a diagnostic turned round": with_attack(auc=0.1, diagnostic=True),
+    "equal scores in one attack of two": with_attack(auc=0.5, reach=0.5),
+    "hits as many as chance gives": with_attack(larger(GOOD, members=100, holdout=200), auc=0.53, hits=hit(0.01, 0.03)),
     "no promise and nothing found": with_attack(UNPROMISED, auc=0.55),
     "copies of holdout patients, from whom nothing was learnt": replace(GOOD, near_copies=replace(COPIES, holdout_count=3)),
 }
@@ -199,18 +214,17 @@ def attacked_release(rng: np.random.Generator, *, learnt: float, evidence: Evide
     for number in range(10):
         scores = np.sqrt(0.5) * common + np.sqrt(0.5) * rng.normal(size=members + holdout)
         scores[:members] += learnt
-        rate = hit_rate(scores[:members], scores[members:], fpr=0.01, seed=0, resamples=2)
-        assert rate is not None
-        figures = auc(scores[:members], scores[members:])
-        attacks.append(replace(BLACK, name=f"a{number}", auc=figures, hits=((0.01, rate.tpr),)))
-    return larger(replace(evidence, attacks=tuple(attacks)), members=members, holdout=holdout)
+        attacks.append(scored(f"a{number}", scores[:members], scores[members:]))
+    return Evidence.of(findings(*attacks, epsilon=evidence.epsilon, members=members, holdout=holdout))
 
 
+@pytest.mark.parametrize("holdout", [40, 120])
 @pytest.mark.parametrize("evidence", [GOOD, UNPROMISED], ids=["promised", "unpromised"])
-def test_the_gate_does_not_cry_wolf(evidence: Evidence) -> None:
-    """Of 250 releases that learnt nothing, with ten attacks and twenty tests each, at most 5 % are refused (three standard errors)."""
+def test_the_gate_does_not_cry_wolf(evidence: Evidence, holdout: int) -> None:
+    """Of 250 releases that learnt nothing, with ten attacks at all rates of false alarms, at most 5 % are refused (three standard errors)."""
     rng = np.random.default_rng(0)
-    refused = np.mean([judge(attacked_release(rng, learnt=0.0, evidence=evidence), POLICY).verdict == "refuse" for _ in range(250)])
+    verdicts = [judge(attacked_release(rng, learnt=0.0, evidence=evidence, holdout=holdout), POLICY) for _ in range(250)]
+    refused = np.mean([verdict.verdict == "refuse" for verdict in verdicts])
     assert refused <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 250)
 
 
@@ -224,11 +238,58 @@ def test_a_generator_that_memorises_is_refused(evidence: Evidence) -> None:
     assert all("surely tells members" in reason for verdict in refused for reason in against(verdict))
 
 
+@pytest.mark.parametrize("epsilon", [1.0, None])
+def test_a_few_patients_in_full_sight_are_enough(epsilon: float | None) -> None:
+    """Eighteen of 300 members in full sight of one attack of ten: refused in 20 of 20 for those it finds first, which an AUC of .53 does not tell."""
+    rng = np.random.default_rng(3)
+    for _ in range(20):
+        attacks = [(rng.normal(size=300), rng.normal(size=500)) for _ in range(10)]
+        attacks[0][0][:18] += 9
+        found = findings(*(scored(f"a{n}", *sides) for n, sides in enumerate(attacks)), epsilon=epsilon, members=300, holdout=500)
+        evidence = Evidence.of(found)
+        assert [one.fpr for one in evidence.attacks[0].hits] == [0.01, 0.05]
+        assert "found before the first of 500" in against(judge(evidence, POLICY))[0]
+
+
+def test_a_lower_end_above_its_ceiling_refuses() -> None:
+    """With 140 of 4,000 members in full sight at epsilon 1 the exact lower end at 1 %, for all attacks together, passes its ceiling and refuses."""
+    rng = np.random.default_rng(4)
+    inside, outside = rng.normal(size=4000), rng.normal(size=2000)
+    inside[:140] += 9
+    seen = Evidence.of(findings(scored("a", inside, outside), epsilon=1.0, members=4000, holdout=2000)).attacks[0].hits[1]
+    assert seen.surely > ceiling_tpr(1.0, 1e-5, fpr=0.01)
+    alone = replace(
+        larger(replace(GOOD, epsilon=1.0), members=4000, holdout=2000), attacks=(replace(BLACK, members=4000, holdout=2000, hits=(seen,)),)
+    )
+    assert "promise is broken" in against(judge(alone, POLICY))[0]
+
+
+def test_scores_that_are_all_equal_are_no_evidence() -> None:
+    """Six attacks on a network that answers alike for everybody are blind: no release on them alone, and the network does not count as attacked."""
+    blind = [scored(f"w{n}", np.zeros(60), np.zeros(40)).model_copy(update={"kind": "white-box"}) for n in range(6)]
+    verdict = judge(Evidence.of(findings(*blind, members=60, holdout=40)), POLICY)
+    assert any("could not be relied on to catch any leak" in reason for reason in against(verdict))
+    rng = np.random.default_rng(5)
+    beside = scored("domias", rng.normal(size=60), rng.normal(size=40)).model_copy(update={"kind": "black-box"})
+    passed = judge(Evidence.of(findings(*blind, beside, members=60, holdout=40)), POLICY)
+    assert passed.verdict == "release"
+    assert sum("says nothing" in reason for reason in passed.reasons) == 6
+    assert any("No attack that could see had the adapted network" in reason for reason in passed.reasons)
+
+
+def test_equal_scores_do_not_hide_what_the_others_tell() -> None:
+    """Where most patients tie at 0 and the few that do not are members, the hit rate refuses although no order would move the AUC enough."""
+    inside, outside = np.zeros(60), np.zeros(40)
+    inside[:14] = 1
+    evidence = Evidence.of(findings(scored("monte-carlo", inside, outside), epsilon=None, members=60, holdout=40))
+    assert "of members found" in against(judge(evidence, POLICY))[0]
+
+
 EVIDENCE = st.builds(
     lambda epsilon, aucs, tpr, copies, registered, holdout: Evidence(
         epsilon=epsilon,
         delta=None if epsilon is None else 1e-5,
-        attacks=tuple(replace(BLACK, auc=value, hits=((0.05, tpr),), holdout=40, members=60) for value in aucs),
+        attacks=tuple(replace(BLACK, auc=value, hits=hit(0.05, tpr), holdout=40, members=60) for value in aucs),
         near_copies=replace(COPIES, count=copies),
         registered_copies=replace(COPIES, count=registered),
         members=60,
@@ -243,7 +304,7 @@ EVIDENCE = st.builds(
 )
 WORSE: dict[str, Callable[[Evidence], Evidence]] = {
     "AUC": lambda e: replace(e, attacks=(replace(e.attacks[0], auc=min(e.attacks[0].auc + 0.05, 1.0)), *e.attacks[1:])),
-    "hit rate": lambda e: replace(e, attacks=(*e.attacks[:-1], replace(e.attacks[-1], hits=((0.05, e.attacks[-1].hits[0][1] + 0.1),)))),
+    "hit rate": lambda e: replace(e, attacks=(*e.attacks[:-1], replace(e.attacks[-1], hits=hit(0.05, e.attacks[-1].hits[0].tpr + 0.1)))),
     "copies": lambda e: replace(e, near_copies=replace(e.near_copies, count=e.near_copies.count + 1)),
     "registered copies": lambda e: replace(e, registered_copies=replace(e.registered_copies, count=e.registered_copies.count + 1)),
     "fewer set aside": lambda e: replace(e, holdout=40),

@@ -170,7 +170,20 @@ def peculiar() -> Findings:
     scores = PatientScores(members=(0.7713, 0.2291), holdout=(0.3319, 0.6617))
     hits = (Hits(fpr=0.05, tpr=0.08643, low=0.01297, high=0.27183, ceiling=0.17729),)
     one = attack(
-        "loss", auc=0.61372, low=0.50918, high=0.70493, chance=0.03719, hits=hits, epsilon_low=1.23457, caught=0.71936, cost=7919.0, scores=scores
+        "loss",
+        auc=0.61372,
+        low=0.50918,
+        high=0.70493,
+        exact_low=0.48127,
+        exact_high=0.73961,
+        chance=0.03719,
+        outright=0.06359,
+        hits=hits,
+        epsilon_low=1.23457,
+        epsilon_any=0.87193,
+        caught=0.71936,
+        cost=7919.0,
+        scores=scores,
     )
     found = findings(one, members=283, holdout=147, duplicates=331, reference=617)
     copies = found.near_copies.model_copy(update={"count": 311, "holdout_count": 127, "threshold": 0.11893})
@@ -186,18 +199,23 @@ def written(found: Findings) -> set[str]:
         one.auc,
         one.low,
         one.high,
+        one.exact_low,
+        one.exact_high,
         one.chance,
+        one.outright,
         one.hits[0].tpr,
         one.hits[0].low,
         one.hits[0].high,
         told.share,
         told.chance_low,
         told.chance_high,
+        told.chance,
     )
     counts = (found.members, found.holdout, found.duplicates, found.reference)
     counts += tuple(number for copies in (found.near_copies, found.registered_copies) for number in (copies.count, copies.holdout_count))
     thresholds = (found.near_copies.threshold, found.registered_copies.threshold)
-    digits = {f"{one.epsilon_low:.{n}f}" for n in (2, 3, 4)} | {f"{value:.{n}f}" for value in (*shares, *thresholds) for n in (3, 4)}
+    bounds = (one.epsilon_low, one.epsilon_any)
+    digits = {f"{bound:.{n}f}" for bound in bounds for n in (2, 3, 4)} | {f"{value:.{n}f}" for value in (*shares, *thresholds) for n in (3, 4)}
     return digits | {f"{100 * share:.{n}f}" for share in shares for n in (1, 2)} | {str(count) for count in counts}
 
 
@@ -213,6 +231,11 @@ def test_no_exact_figure_travels() -> None:
         "0.509",
         "0.705",
         "0.037",
+        "0.481",
+        "0.740",
+        "6.4",
+        "0.197",
+        "0.87",
         "8.6",
         "1.3",
         "27.2",

@@ -1,5 +1,6 @@
 """The suite as a whole, on phantoms: a release that leaks is refused for the right reasons, one that does not is not, and bad input is named."""
 
+import io
 import json
 from functools import cache
 from pathlib import Path
@@ -7,18 +8,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 from busgen_core.errors import InputError
 from busgen_core.images import encode_png
 from busgen_core.labels import Pathology
 from busgen_core.phantom import simulate_batch
-from busgen_privacy.cohort import Cohort
+from busgen_privacy.attacks.base import Access
+from busgen_privacy.cohort import Cohort, normalised
 from busgen_privacy.findings import Findings
 from busgen_privacy.findings_report import render_findings
 from busgen_privacy.gate import decide
 from busgen_privacy.policy import GatePolicy
-from busgen_privacy.suite import Release, run
+from busgen_privacy.suite import SAME, Embedded, Release, _black, check, run
 from tests.privacy.lettering import burned_in
+from tests.privacy.small import small_foundation
 from tests.privacy.test_report import Outline
 
 POLICY = GatePolicy()
@@ -150,6 +154,16 @@ def test_what_does_not_spoil_the_figures_is_reported() -> None:
     assert "The holdout has 19 patients; an audit needs at least 20 to say anything." in verdict.reasons
 
 
+def saved_again(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The same images after JPEG of quality 75, a little brighter."""
+    out = []
+    for image in images:
+        stream = io.BytesIO()
+        Image.fromarray(image).save(stream, "jpeg", quality=75)
+        out.append(np.clip(np.asarray(Image.open(stream)).astype(float) * 1.03, 0, 255).astype(np.uint8))
+    return np.stack(out)
+
+
 def both(one: Cohort, other: Cohort) -> Cohort:
     """The patients of two cohorts."""
     return Cohort(np.concatenate([one.images, other.images]), one.classes + other.classes, one.boxes + other.boxes, one.patients + other.patients)
@@ -163,6 +177,10 @@ BAD = {
     "another size": (lambda m, h, p, r: (m, h, p, r[:, :32, :32]), "of one size"),
     "nothing released": (lambda m, h, p, r: (m, h, p, r[:0]), "of one size"),
     "no public images": (lambda m, h, p, r: (m, h, p[:0], r), "of one size"),
+    "an image on both sides, saved again": (lambda m, h, p, r: (m, people(saved_again(m.images[:3]), "h"), p, r), "3 images are of members"),
+    "a member among the public images": (lambda m, h, p, r: (m, h, np.concatenate([p, m.images[:2]]), r), "2 public images"),
+    "members among the public images, saved again": (lambda m, h, p, r: (m, h, np.concatenate([p, saved_again(m.images)]), r), "40 public images"),
+    "a holdout patient among the public images": (lambda m, h, p, r: (m, h, np.concatenate([p, h.images[-1:]]), r), "1 public images"),
 }
 
 
@@ -173,3 +191,60 @@ def test_bad_input_is_refused_by_name(name: str) -> None:
     members, holdout, public, released = change(*sides())
     with pytest.raises(InputError, match=words):
         run(Release(images=released), members, holdout, public, policy=POLICY, draws=1, seed=1, progress=lambda *_: None)
+
+
+def test_different_people_are_not_taken_for_one() -> None:
+    """No two of 220 phantoms are as near as an image saved again is: nothing is refused that is sound."""
+    flat = normalised(phantoms(220, first=5_000))
+    assert (1 - flat @ flat.T)[np.triu_indices(len(flat), 1)].min() > 3 * SAME
+
+
+def test_a_patient_among_the_public_ones_is_refused() -> None:
+    """A key that names a member, or a holdout patient, among the public patients too is an error that says how to mend it."""
+    members, holdout, public, released = sides()
+    groups = ["p"] * (len(public) - 2) + ["m001", "h003"]
+    with pytest.raises(InputError, match="2 patients of the public images are members or holdout patients too"):
+        check(Release(images=released), members, holdout, public, groups)
+    check(Release(images=released), members, holdout, public, ["p"] * len(public))
+
+
+def test_a_network_that_did_not_change_is_refused() -> None:
+    """White-box access whose adapted network is the reference, or a copy of it, is an error: all six attacks would give 1/2."""
+    members, holdout, public, released = sides()
+    reference, copied, changed = small_foundation(), small_foundation(), small_foundation(seed=1)
+    for adapted in (reference, copied):
+        access = Access(adapted=adapted.network, reference=reference.network, scheduler=reference.scheduler)
+        with pytest.raises(InputError, match="the adapted network is the reference"):
+            check(Release(images=released, access=access), members, holdout, public)
+    sound = Access(adapted=changed.network, reference=reference.network, scheduler=reference.scheduler)
+    check(Release(images=released, access=sound), members, holdout, public)
+
+
+def test_a_verifier_that_guesses_is_not_asked() -> None:
+    """Public patients whose images were dealt out at random teach nothing: re-identification is named as not run, with its AUC."""
+    members, holdout, public, released = sides()
+    embedded = Embedded.of(released, members, holdout, public, lambda *_: None)
+    dealt = np.random.default_rng(0).permutation(len(public)) % 30
+    attacks, why = _black(embedded, [f"p{i}" for i in dealt])
+    assert "reidentification" not in {attack.name for attack in attacks}
+    assert "no better than guessing" in why[0]
+
+
+def test_equal_scores_are_named() -> None:
+    """On the clean release nine patients of ten have one Monte-Carlo score: it catches nothing, and that is told; on the leaky one it sees."""
+    silent, seeing = ({a.name: a for a in found.attacks}["monte-carlo"] for found in (clean(), leaky()))
+    assert silent.caught is None
+    assert silent.reach < 0.7 < seeing.reach
+    assert seeing.caught is not None
+    assert sum(text.startswith("monte-carlo: it ran") for text in clean().not_run) == 1
+    assert not any("it ran" in text for text in leaky().not_run)
+
+
+def test_both_bounds_and_the_exact_interval_are_found() -> None:
+    """At perfect separation the bootstrap's interval is one point; the exact one is not, and the bound for any mechanism is above 0."""
+    seen = {a.name: a for a in leaky().attacks}["registration"]
+    assert (seen.auc, seen.low) == (1.0, 1.0)
+    assert 0.85 < seen.exact_low < 0.95
+    assert seen.exact_high == 1
+    assert seen.outright == 1
+    assert 0 < seen.epsilon_any < seen.epsilon_low

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import eigh
+from scipy.special import stdtrit
 from sklearn.covariance import LedoitWolf
 from sklearn.model_selection import GroupKFold
 
@@ -47,6 +48,7 @@ class Verifier:
         directions: float64 [d, k]; variance within a patient is 1 along each.
         between: Variance between patients along each, float64 [k], above 0.
         auc: Same against different patients, on patients that it was not trained on; 1/2: it is blind, and its silence says nothing.
+        low: The AUC is surely above this, roughly at 95 % (t over the folds); at 1/2 or below the suite does not ask it.
         patients: Public patients with at least two images.
     """
 
@@ -54,6 +56,7 @@ class Verifier:
     directions: Floats
     between: Floats
     auc: float
+    low: float
     patients: int
 
     def odds(self, wanted: Features, known: Features) -> Floats:
@@ -88,7 +91,8 @@ def train(features: Features, groups: Sequence[str]) -> Verifier:
     several = int((np.bincount(index) > 1).sum())
     if several < FEWEST:
         raise InputError(f"{several} public patients have two images or more; patient verification needs {FEWEST}")
-    return Verifier(*_fit(features.astype(np.float64), index), auc=_checked_auc(features, index), patients=several)
+    value, low = _checked_auc(features, index)
+    return Verifier(*_fit(features.astype(np.float64), index), auc=value, low=low, patients=several)
 
 
 def save(verifier: Verifier, file: Path) -> None:
@@ -99,7 +103,7 @@ def save(verifier: Verifier, file: Path) -> None:
     """
     out = io.BytesIO()
     columns = {"mean": verifier.mean, "directions": verifier.directions, "between": verifier.between}
-    np.savez(out, auc=np.float64(verifier.auc), patients=np.int64(verifier.patients), **columns)  # type: ignore[arg-type]
+    np.savez(out, auc=np.float64(verifier.auc), low=np.float64(verifier.low), patients=np.int64(verifier.patients), **columns)  # type: ignore[arg-type]
     write_whole(file, out.getvalue())
 
 
@@ -114,7 +118,7 @@ def load(file: Path) -> Verifier:
             raise CheckpointError("the verifier's file is larger than any verifier; it was not read")
         with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as found:
             mean, directions, between = (np.asarray(found[name], np.float64) for name in ("mean", "directions", "between"))
-            verifier = Verifier(mean, directions, between, float(found["auc"]), int(found["patients"]))
+            verifier = Verifier(mean, directions, between, float(found["auc"]), float(found["low"]), int(found["patients"]))
     except CheckpointError:
         raise
     except Exception as error:  # np.load raises whatever zipfile, zlib and struct do
@@ -166,14 +170,17 @@ def _residuals(features: Floats, index: NDArray[np.intp]) -> Floats:
     return np.asarray((features - sums[index] / many[:, None])[rows] * scale)
 
 
-def _checked_auc(features: Features, index: NDArray[np.intp]) -> float:
-    """AUC of same against different patients, each patient judged by a fit without it; mean over folds."""
+def _checked_auc(features: Features, index: NDArray[np.intp]) -> tuple[float, float]:
+    """AUC of same against different patients, each patient judged by a fit without it: mean over folds, and its lower end."""
     found = []
     wide = features.astype(np.float64)
     for known, left in GroupKFold(FOLDS).split(wide, groups=index):
         if (np.bincount(index[left]) > 1).any() and (np.bincount(index[known]) > 1).any():
-            judge = Verifier(*_fit(wide[known], index[known]), auc=0.5, patients=0)
+            judge = Verifier(*_fit(wide[known], index[known]), auc=0.5, low=0.0, patients=0)
             odds = judge.odds(features[left], features[left])
             same, upper = index[left][:, None] == index[left][None, :], np.triu(np.ones_like(odds, bool), 1)
             found.append(auc(odds[same & upper], odds[~same & upper]))
-    return float(np.mean(found))
+    if len(found) < 2:
+        return float(np.mean(found)), 0.0
+    error = float(np.std(found, ddof=1) / np.sqrt(len(found)))
+    return float(np.mean(found)), max(float(np.mean(found)) - float(stdtrit(len(found) - 1, 0.95)) * error, 0.0)

@@ -30,6 +30,7 @@ Progress = Callable[[str, int, int], None]
 
 FALSE_ALARMS = (0.001, 0.01, DECIDING_ALARM)
 CLOSEST_PAIRS = 12
+USUAL = 10  # times the release, that copies are looked for among
 AT_ONCE = 512  # images embedded at once
 
 
@@ -114,8 +115,16 @@ def run(
         reference=len(public),
         duplicates=len(release.images) - len({image.tobytes() for image in release.images}),
         text=text,
-        not_run=(*not_run, *unread),
+        not_run=(*not_run, *unread, *_searched(len(everything), len(release.images))),
+        seed=seed,
     )
+
+
+def _searched(looked: int, released: int) -> tuple[str, ...]:
+    """How far the search for copies falls short of ten times the release."""
+    if looked >= USUAL * released:
+        return ()
+    return (f"Copies among {USUAL} times the release: {looked} images were looked at, {looked / released:.1f} times the release.",)
 
 
 def check(release: Release, members: Cohort, holdout: Cohort, public: Frames) -> None:

@@ -245,7 +245,7 @@ class Worker:
     def _attacked(self, campaign: Campaign, foundation: Foundation, folder: Path, images: NDArray[np.uint8], more: NDArray[np.uint8]) -> Release:
         """What the audit attacks. Where nothing was trained the network is the public foundation, and there is nothing in it to attack."""
         plan = self._plan(campaign)
-        release = Release(images=images, more=more, epsilon=self._promised(campaign), delta=campaign.delta)
+        release = Release(images=images, more=more if len(more) else None, epsilon=self._promised(campaign), delta=campaign.delta)
         if plan.dpsgd is None:
             return replace(release, no_access="nothing was trained, so the network is the public foundation as it was")
         adapted = load(foundation, plan, folder / "adapt").network

@@ -86,10 +86,10 @@ def run(
     check(release, members, holdout, public)
     embedded = Embedded.of(release.images, members, holdout, public, progress)
     scores, described, not_run = _scores(release, embedded, groups, draws=draws, seed=seed, progress=progress)
-    everything = release.images if release.more is None else np.concatenate([release.images, release.more])
-    found = extract(everything, members, holdout, progress=lambda done, of: progress("looking for copies", done, of))
+    looked = len(release.images) + (0 if release.more is None else len(release.more))
+    found = extract(release.images, members, holdout, more=release.more, progress=lambda done, of: progress("looking for copies", done, of))
     scores[REGISTRATION.name] = found.scores
-    described[REGISTRATION.name] = replace(REGISTRATION, cost=(len(members) + len(holdout)) * len(everything))
+    described[REGISTRATION.name] = replace(REGISTRATION, cost=(len(members) + len(holdout)) * len(release.images))
     text, unread = text_or_why(list(release.images), seed=seed, progress=lambda done, of: progress("reading text in the images", done, of))
     closest = closest_record(embedded.released, embedded.members, embedded.holdout, seed=seed)
     told = holdout_disclosure(embedded.released, embedded.members, embedded.holdout, seed=seed)
@@ -100,7 +100,7 @@ def run(
         delta=release.delta,
         attacks=tuple(_finding(attack, scores[name], release, judged, seed=seed) for name, attack in described.items()),
         near_copies=_near(near_copies(release.images, members, holdout), len(release.images)),
-        registered_copies=_registered(found, len(everything)),
+        registered_copies=_registered(found, looked),
         disclosure=Disclosure(share=told.share, chance_low=told.chance_low, chance_high=told.chance_high, chance=told.p_value),
         closest_records=ClosestRecords(
             member_distance=closest.member_distance,
@@ -115,7 +115,7 @@ def run(
         reference=len(public),
         duplicates=len(release.images) - len({image.tobytes() for image in release.images}),
         text=text,
-        not_run=(*not_run, *unread, *_searched(len(everything), len(release.images))),
+        not_run=(*not_run, *unread, *_searched(looked, len(release.images))),
         seed=seed,
     )
 

@@ -135,9 +135,8 @@ def build_unsigned(
         "Learnt from members": " ".join(plan.words()),
     }
     verdict, public_verdict = decide(audit, settings.policy.gate), decide(travels, settings.policy.gate)
-    shown = [*(image.png for image in images), *map(encode_png, more)]
-    pairs = [(encode_png(members.images[p.member]), shown[p.released]) for p in audit.registered_copies.closest[:8]]
-    looked = {"Searched for copies": f"{len(shown)} images: the released ones and {len(more)} more of the pool"}
+    pairs = [(encode_png(members.images[p.member]), _generated(images, more, p.released)) for p in audit.registered_copies.closest[:8]]
+    looked = {"Searched for copies": f"{len(images) + len(more)} images: the released ones and {len(more)} more of the pool"}
     local = render_findings(audit, verdict=verdict, statement=privacy, facts=facts | looked, pairs=pairs)
     write_paper(vault, settings.data, campaign.campaign_id, Paper.REPORT, local.encode())
     labels = {p: sum(image.pathology is p for image in images) for p in Pathology}
@@ -178,6 +177,11 @@ def build_unsigned(
     fresh.replace(target)
     keep_reviewed(vault, settings.data, campaign.campaign_id, manifest.to_bytes())
     return verdict if verdict.verdict == "refuse" else public_verdict
+
+
+def _generated(images: Sequence[SyntheticImage], more: Frames, row: int) -> bytes:
+    """PNG of an image that was searched for copies: the released ones come first."""
+    return images[row].png if row < len(images) else encode_png(more[row - len(images)])
 
 
 def approve(settings: NodeSettings, jobs: JobStore, campaign_id: str, passphrase: bytes) -> Manifest:

@@ -11,8 +11,8 @@ from busgen_core.errors import StorageFullError
 UNFINISHED = ".new"  # suffix of a file until it is whole
 
 
-def write_whole(target: Path, data: bytes) -> None:
-    """Write ``data`` so that a crash leaves either the old file or the new one, on the disk.
+def write_whole(target: Path, data: bytes, *, mode: int | None = None) -> None:
+    """Write ``data`` so that a crash leaves either the old file or the new one, on the disk; ``mode`` is who may read it, the process's mask if None.
 
     Raises:
         StorageFullError: no room on the disk, or a quota; the old file is still there.
@@ -21,6 +21,8 @@ def write_whole(target: Path, data: bytes) -> None:
     fresh = target.with_name(target.name + UNFINISHED)
     try:
         with fresh.open("wb") as stream:
+            if mode is not None:
+                os.fchmod(stream.fileno(), mode)
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())

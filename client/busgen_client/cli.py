@@ -177,12 +177,23 @@ def jobs_abandon(campaign: str, config: Config = NODE_TOML) -> None:
 def review_approve(campaign: str, passphrase_file: PassphraseFile, config: Config = NODE_TOML) -> None:
     """Sign a release and let it go to the hub.
 
-    Exit status: 0 signed, 1 not in review, wrong passphrase or a check failed, 2 wrong usage.
+    Exit status: 0 signed, 1 not in review, wrong passphrase, not what was audited, or a check failed, 2 wrong usage.
     """
     from busgen_client.release import approve
 
     manifest = approve(load_settings(config), _jobs(config), campaign, read_passphrase(passphrase_file))
     typer.echo(f"signed: {manifest.release_id}, {manifest.images} images, epsilon {manifest.privacy.epsilon:.3f}")
+
+
+@review_app.command("again")
+def review_again(campaign: str, config: Config = NODE_TOML) -> None:
+    """Have the worker audit what was drawn and lay it out for review anew, where 'approve' finds another release than the audited one.
+
+    Exit status: 0 the worker will, 1 not in review, 2 wrong usage.
+    """
+    from busgen_client.release import lay_out_again
+
+    lay_out_again(_jobs(config), campaign)
 
 
 @review_app.command("refuse")

@@ -101,5 +101,17 @@ def released_images(folder: Path) -> list[SyntheticImage]:
     return _images(folder / "samples")
 
 
+def not_chosen(folder: Path, released: Sequence[SyntheticImage], *, most: int) -> NDArray[np.uint8]:
+    """Images of a job's pool that were not released in any style, as they were drawn, uint8 [at most most, px, px]: its first ones."""
+    pool = _images(folder / "pool")
+    if not pool or most <= 0:
+        return arrays(released)[0][:0]
+    frames, chosen = arrays(pool)[0], {frame.tobytes() for frame in arrays(released)[0]}
+    taken = np.zeros(len(frames), bool)
+    for style in STYLES:
+        taken |= [frame.tobytes() in chosen for frame in restyle(frames, style)]
+    return frames[~taken][:most]
+
+
 def _images(folder: Path) -> list[SyntheticImage]:
     return [image for shard in sorted(folder.glob("*.parquet")) for image in read_parquet(shard.read_bytes())]

@@ -63,6 +63,8 @@ class NoticeRow(Base):
     campaign_id: Mapped[str] = mapped_column(primary_key=True)
 
 
+AGAIN = "review-again"  # code of a job that was in review and is audited, or laid out, anew
+
 # Where a job may go from each state; everything else is a StateError.
 NEXT: dict[JobState, frozenset[JobState]] = {
     JobState.OFFERED: frozenset({JobState.ACCEPTED, JobState.DECLINED}),
@@ -70,7 +72,7 @@ NEXT: dict[JobState, frozenset[JobState]] = {
     JobState.ADAPTING: frozenset({JobState.GENERATING, JobState.FAILED}),
     JobState.GENERATING: frozenset({JobState.AUDITING, JobState.FAILED}),
     JobState.AUDITING: frozenset({JobState.REVIEW, JobState.REFUSED, JobState.FAILED}),
-    JobState.REVIEW: frozenset({JobState.RELEASED, JobState.REFUSED, JobState.FAILED}),
+    JobState.REVIEW: frozenset({JobState.AUDITING, JobState.RELEASED, JobState.REFUSED, JobState.FAILED}),
     JobState.RELEASED: frozenset(),
     JobState.DECLINED: frozenset(),
     JobState.REFUSED: frozenset(),
@@ -142,6 +144,9 @@ class JobStore:
             state = JobState(row.state)
             if to != state and to not in NEXT[state]:
                 raise StateError(f"job of campaign {campaign_id} is {state.value}; it cannot become {to.value}")
+            if to == state and not code:
+                row.progress = progress
+                return
             row.state, row.code, row.message, row.progress = to.value, code, message, progress
 
     def end(self, campaign_id: str, to: JobState, *, code: str, message: str = "") -> None:
@@ -240,13 +245,14 @@ def check_consent(row: JobRow) -> None:
 def status_of(row: JobRow, *, withdrawal_notice: bool = False) -> JobStatus:
     """What the hub may know of a job.
 
-    Guarantees: a job that the gate or the officer refused, that failed, that a withdrawal ended, or that waits for the officer looks the same.
+    Guarantees: a job that the gate or the officer refused, that failed, that a withdrawal ended, that waits for the officer or
+    is laid out for the officer again looks the same.
     Which of these it is follows from patients' own figures, outside epsilon, so it never leaves.
     """
     state, code, progress = JobState(row.state), row.code, row.progress
     if code == BudgetExceededError.code:  # known before an image is read: the ledger alone says so
         state, progress = JobState.DECLINED, 0.0
-    elif state in (JobState.REVIEW, JobState.REFUSED, JobState.FAILED):
+    elif state in (JobState.REVIEW, JobState.REFUSED, JobState.FAILED) or code == AGAIN:
         state, code, progress = JobState.REVIEW, "", 1.0
     return JobStatus(
         campaign_id=row.campaign_id,

@@ -1,14 +1,16 @@
-"""What a job leaves for the hospital alone: the report, which shows real images, and the exact audit. Sealed as the images are, each for its job.
+"""What a job leaves for the hospital alone: the report, which shows real images, the exact audit, and what was laid out for review.
 
-Guarantees: neither lies in the data folder in clear where the site seals its files; neither opens in another job's place.
+Sealed as the images are, each for its job.
+
+Guarantees: none lies in the data folder in clear where the site seals its files; none opens in another job's place.
 """
 
 from enum import StrEnum
 from pathlib import Path
 
 from busgen_client.protocol import LOCAL_REPORT, job_folder
-from busgen_client.storage import Vault
-from busgen_core.errors import StateError
+from busgen_client.storage import MAGIC, Vault
+from busgen_core.errors import SealError, StateError
 from busgen_core.files import create_once
 
 ROLE = "job"  # that papers are sealed for
@@ -19,6 +21,7 @@ class Paper(StrEnum):
 
     REPORT = LOCAL_REPORT
     AUDIT = "audit-local.json"
+    REVIEWED = "reviewed.sha256"  # digest of the manifest that waits for the officer
 
 
 def write_paper(vault: Vault, data: Path, campaign_id: str, paper: Paper, content: bytes) -> None:
@@ -41,10 +44,21 @@ def read_paper(vault: Vault, data: Path, campaign_id: str, paper: Paper) -> byte
         SealError: it was changed, or is another job's.
     """
     file = job_folder(data, campaign_id) / paper
-    try:
-        return vault.read(file, role=ROLE, name=sealed_name(file))
-    except FileNotFoundError:
-        raise StateError(f"campaign {campaign_id} has no {paper} yet, or a withdrawal has deleted it") from None
+    return vault.opened(_stored(file), role=ROLE, name=sealed_name(file))
+
+
+def read_sealed_paper(vault: Vault, data: Path, campaign_id: str, paper: Paper) -> bytes:
+    """As ``read_paper``, for what a signature rests on: where the site seals its files, a paper in clear is nobody's word.
+
+    Raises:
+        StateError, StorageKeyError: as ``read_paper``.
+        SealError: as ``read_paper``, or it is not sealed.
+    """
+    file = job_folder(data, campaign_id) / paper
+    stored = _stored(file)
+    if vault.seals and not stored.startswith(MAGIC):
+        raise SealError(f"campaign {campaign_id}: {paper} is not sealed, so anybody may have written it; 'busgen-node review again {campaign_id}'")
+    return vault.opened(stored, role=ROLE, name=sealed_name(file))
 
 
 def copy_paper(vault: Vault, data: Path, campaign_id: str, paper: Paper, out: Path) -> None:
@@ -57,6 +71,13 @@ def copy_paper(vault: Vault, data: Path, campaign_id: str, paper: Paper, out: Pa
     if out.exists():
         raise StateError(f"there is a file {out.name} already; name another")
     create_once(out, content)
+
+
+def _stored(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except FileNotFoundError:
+        raise StateError(f"campaign {file.parent.name} has no {file.name} yet, or a withdrawal has deleted it") from None
 
 
 def sealed_name(file: Path) -> str:

@@ -5,8 +5,12 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from busgen_client import __version__
-from busgen_client.jobs import JobStore, check_consent
+from busgen_client.audited import TABLE, check_audited, keep_reviewed
+from busgen_client.jobs import AGAIN, JobStore, check_consent
 from busgen_client.keys import node_key, officer_key, public_keys
 from busgen_client.papers import Paper, write_paper
 from busgen_client.protocol import job_folder, release_file
@@ -14,7 +18,7 @@ from busgen_client.settings import NodeSettings
 from busgen_client.storage import Vault
 from busgen_core.digests import canonical_json, sha256_bytes
 from busgen_core.dsse import add_signature, sign
-from busgen_core.errors import StateError
+from busgen_core.errors import ContentMismatchError, StateError
 from busgen_core.files import write_whole
 from busgen_core.images import encode_png
 from busgen_core.labels import Pathology
@@ -43,7 +47,8 @@ from busgen_privacy.gate import decide
 from busgen_privacy.ledger import Ledger
 from busgen_privacy.report import render
 
-TABLE = "data/train-00000.parquet"
+Frames = NDArray[np.uint8]
+
 HEURISTICS = (
     "The gate's verdict is one bit that the exact audit decides; it is outside epsilon.",
     "Near-copy search compares released images with real ones inside the hospital; only its pass is implied here.",
@@ -94,19 +99,27 @@ def build_unsigned(
     campaign: Campaign,
     plan: AdaptationPlan,
     images: Sequence[SyntheticImage],
+    more: Frames,
     audit: Findings,
     travels: TravellingAudit,
     ledger: Ledger,
     members: Cohort,
     vault: Vault,
 ) -> GateVerdict:
-    """Write ``folder/release`` (all but the attestation) and the hospital's own report beside it, sealed. Replaces an earlier try whole.
+    """Write ``folder/release`` (all but the attestation), the hospital's own report and the digest for the officer's signature, both sealed.
 
-    The exact audit decides; what travels repeats the verdict on the noised figures, with reasons made of them alone.
+    Replaces an earlier try whole. The exact audit decides; what travels repeats the verdict on the noised figures, with reasons made of them alone.
+    ``more`` are the images of the pool that the audit looked at beside the released ones.
 
     Returns:
         The verdict: *release* only if both the exact and the travelling audit pass.
+
+    Raises:
+        ContentMismatchError: the audit is of other images.
     """
+    table = write_parquet(images)
+    if audit.table_sha256 != sha256_bytes(table):
+        raise ContentMismatchError(f"campaign {campaign.campaign_id}: the audit is of other images; nothing was laid out for review")
     earlier = spent_before(ledger, campaign.campaign_id)
     privacy = statement_for(plan, campaign, earlier)
     created = datetime.datetime.now(datetime.UTC).date().isoformat()
@@ -122,11 +135,11 @@ def build_unsigned(
         "Learnt from members": " ".join(plan.words()),
     }
     verdict, public_verdict = decide(audit, settings.policy.gate), decide(travels, settings.policy.gate)
-    pairs = [(encode_png(members.images[p.member]), images[p.released].png) for p in audit.registered_copies.closest[:8]]
-    local = render_findings(audit, verdict=verdict, statement=privacy, facts=facts, pairs=pairs)
+    pairs = [(encode_png(members.images[p.member]), _generated(images, more, p.released)) for p in audit.registered_copies.closest[:8]]
+    looked = {"Searched for copies": f"{len(images) + len(more)} images: the released ones and {len(more)} more of the pool"}
+    local = render_findings(audit, verdict=verdict, statement=privacy, facts=facts | looked, pairs=pairs)
     write_paper(vault, settings.data, campaign.campaign_id, Paper.REPORT, local.encode())
     labels = {p: sum(image.pathology is p for image in images) for p in Pathology}
-    table = write_parquet(images)
     site, name = settings.site, campaign.campaign_id
     files = {
         TABLE: table,
@@ -162,15 +175,23 @@ def build_unsigned(
     for path, data in {**files, MANIFEST: manifest.to_bytes()}.items():
         write_whole(fresh / path, data)
     fresh.replace(target)
+    keep_reviewed(vault, settings.data, campaign.campaign_id, manifest.to_bytes())
     return verdict if verdict.verdict == "refuse" else public_verdict
+
+
+def _generated(images: Sequence[SyntheticImage], more: Frames, row: int) -> bytes:
+    """PNG of an image that was searched for copies: the released ones come first."""
+    return images[row].png if row < len(images) else encode_png(more[row - len(images)])
 
 
 def approve(settings: NodeSettings, jobs: JobStore, campaign_id: str, passphrase: bytes) -> Manifest:
     """Sign a reviewed release with the node's and the officer's key, pack it, and move the job to released.
 
     Raises:
-        StateError: the job is not in review.
+        StateError: the job is not in review, or was audited by a version that kept no digests.
         ConsentWithdrawnError: a patient of its cohort withdrew consent.
+        ContentMismatchError, SealError: what lies there is not what was audited and laid out for review.
+        StorageKeyError: the site's key is missing or another.
         SignatureError: the passphrase does not open the officer's key, or the release on disk is not whole.
         StatementError: the privacy statement does not follow from its events.
     """
@@ -181,6 +202,7 @@ def approve(settings: NodeSettings, jobs: JobStore, campaign_id: str, passphrase
     officer = officer_key(settings.data, passphrase)
     folder = job_folder(settings.data, campaign_id) / "release"
     files = {name: data for name, data in folder_files(folder).items() if name != ATTESTATION}
+    check_audited(Vault(settings.data, settings.storage), settings.data, campaign_id, files)
     manifest = Manifest.from_bytes(files[MANIFEST])
     envelope = add_signature(sign(PAYLOAD_TYPE, statement_payload(files[MANIFEST], manifest), [node_key(settings.data)]), officer)
     files[ATTESTATION] = envelope.to_bytes()
@@ -190,6 +212,18 @@ def approve(settings: NodeSettings, jobs: JobStore, campaign_id: str, passphrase
     write_whole(release_file(settings.data, campaign_id), packed)
     jobs.set_release(campaign_id, release_id=manifest.release_id, release_bytes=len(packed), release_sha256=sha256_bytes(packed))
     return manifest
+
+
+def lay_out_again(jobs: JobStore, campaign_id: str) -> None:
+    """Send a job from review back to the worker: what was drawn is audited, where its audit is not of it, judged, and laid out anew.
+
+    Raises:
+        StateError: the job is not in review.
+        ConsentWithdrawnError: a patient of its cohort withdrew consent.
+    """
+    if jobs.need(campaign_id).state != JobState.REVIEW:
+        raise StateError(f"job of campaign {campaign_id} is not in review")
+    jobs.move(campaign_id, JobState.AUDITING, code=AGAIN)
 
 
 def refuse(jobs: JobStore, campaign_id: str, reason: str) -> None:

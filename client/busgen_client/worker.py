@@ -17,12 +17,12 @@ import torch
 from numpy.typing import NDArray
 from sqlalchemy.exc import OperationalError
 
+from busgen_client.audited import keep_audit, kept_audit, table_digest
 from busgen_client.cohort import Role, open_cohort
 from busgen_client.consent import remove_pictures
 from busgen_client.database import open_store
-from busgen_client.drawing import SELECTED, draw_pool, job_seed, released_images, select
+from busgen_client.drawing import SELECTED, draw_pool, job_seed, not_chosen, released_images, select
 from busgen_client.jobs import JobRow, JobStore, ScoreRow
-from busgen_client.papers import Paper, read_paper, write_paper
 from busgen_client.planning import measured, plan_for
 from busgen_client.protocol import COHORT_FILE, foundation_part, job_folder, model_file
 from busgen_client.release import build_unsigned
@@ -53,6 +53,7 @@ from busgen_privacy.suite import run as run_suite
 
 log = logging.getLogger("busgen.worker")
 
+LOOKED_AT = 10  # times the release, at most, that copies are looked for among: Carlini et al. 2023 draw many more images than they show
 AUDIT_DRAWS = 2  # noise draws for each image in white-box attacks
 IDLE_SECONDS = 1.0
 CRASH_LIMIT = 5  # a phase that crashed so often in a row fails the job
@@ -201,21 +202,13 @@ class Worker:
         foundation = self._foundation(campaign)
         folder = job_folder(self.settings.data, row.campaign_id)
         images = released_images(folder)
-        members, holdout = self._frozen(row, "member"), self._frozen(row, "holdout")
-        if not (folder / Paper.AUDIT).exists():
-            with at_work(folder, "audit", self.ledger, row.campaign_id), self._progress(row, JobState.AUDITING) as report:
-                found = run_suite(
-                    self._attacked(campaign, foundation, folder, arrays(images)[0]),
-                    members,
-                    holdout,
-                    self._reference(foundation).images,
-                    policy=self.settings.policy.gate,
-                    draws=AUDIT_DRAWS,
-                    seed=secrets.randbits(32),
-                    progress=lambda _, done, total: report(done, total),
-                )
-            write_paper(self.cohort.vault, self.settings.data, row.campaign_id, Paper.AUDIT, found.model_dump_json(indent=1).encode())
-        audit = Findings.model_validate_json(read_paper(self.cohort.vault, self.settings.data, row.campaign_id, Paper.AUDIT))
+        more, table = not_chosen(folder, images, most=(LOOKED_AT - 1) * len(images)), table_digest(images)
+        vault, members = self.cohort.vault, self._frozen(row, "member")
+        audit = kept_audit(vault, self.settings.data, row.campaign_id, table=table, compared=len(images) + len(more))
+        if audit is None:
+            release = self._attacked(campaign, foundation, folder, arrays(images)[0], more)
+            audit = self._attack(row, release, members, self._reference(foundation).images).model_copy(update={"table_sha256": table})
+            keep_audit(vault, self.settings.data, row.campaign_id, audit)
         travels = travelling(audit, self.settings.policy, SecureGaussian(), noise_multiplier=self._plan(campaign).audit_noise)
         verdict = build_unsigned(
             folder,
@@ -223,21 +216,36 @@ class Worker:
             campaign=campaign,
             plan=self._plan(campaign),
             images=images,
+            more=more,
             audit=audit,
             travels=travels,
             ledger=self.ledger,
             members=members,
-            vault=self.cohort.vault,
+            vault=vault,
         )
         self.ledger.commit("holdout", row.campaign_id)
         if verdict.verdict != "release":
             raise GateRefusedError(f"campaign {row.campaign_id}: {'; '.join(verdict.reasons)}")
         self.jobs.move(row.campaign_id, JobState.REVIEW, progress=1.0)
 
-    def _attacked(self, campaign: Campaign, foundation: Foundation, folder: Path, images: NDArray[np.uint8]) -> Release:
+    def _attack(self, row: JobRow, release: Release, members: Cohort, public: NDArray[np.uint8]) -> Findings:
+        folder, holdout = job_folder(self.settings.data, row.campaign_id), self._frozen(row, "holdout")
+        with at_work(folder, "audit", self.ledger, row.campaign_id), self._progress(row, JobState.AUDITING) as report:
+            return run_suite(
+                release,
+                members,
+                holdout,
+                public,
+                policy=self.settings.policy.gate,
+                draws=AUDIT_DRAWS,
+                seed=secrets.randbits(32),
+                progress=lambda _, done, total: report(done, total),
+            )
+
+    def _attacked(self, campaign: Campaign, foundation: Foundation, folder: Path, images: NDArray[np.uint8], more: NDArray[np.uint8]) -> Release:
         """What the audit attacks. Where nothing was trained the network is the public foundation, and there is nothing in it to attack."""
         plan = self._plan(campaign)
-        release = Release(images=images, epsilon=self._promised(campaign), delta=campaign.delta)
+        release = Release(images=images, more=more if len(more) else None, epsilon=self._promised(campaign), delta=campaign.delta)
         if plan.dpsgd is None:
             return replace(release, no_access="nothing was trained, so the network is the public foundation as it was")
         adapted = load(foundation, plan, folder / "adapt").network

@@ -1,6 +1,8 @@
 """The command ``busgen-audit``: attack a release before it leaves, whoever made it. Exit status: 0 release, 1 refused or invalid, 2 wrong usage."""
 
 import datetime
+import secrets
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Never
@@ -20,6 +22,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 Images = NDArray[np.uint8]
 REFERENCE = 400  # images of the shipped foundation, where no public ones are given
 SHOWN = 8  # nearest pairs in the report
+EACH = "; where no table names patients, each image counts as one"
 
 Real = Annotated[str, typer.Option(help="Real images: FOLDER, or FOLDER:ROLE to pick rows of its images.csv.")]
 
@@ -53,21 +56,29 @@ def audit(
     more: Annotated[Path | None, typer.Option(help="Further images of the same generator, for extraction; ten times the release is usual.")] = None,
     epsilon: Annotated[float | None, typer.Option(help="Claim, where the release has no manifest; of composed Gaussian mechanisms.")] = None,
     delta: Annotated[float | None, typer.Option(help="Delta of that claim.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 1,
+    one_image_per_patient: Annotated[
+        bool, typer.Option("--one-image-per-patient", help="Where no table names patients: each real image is of another one.")
+    ] = False,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of everything random; not given, it is drawn, and stands in both files.")] = None,
 ) -> None:
-    """Attack a release and let the gate judge what was found.
+    """Attack a release and let the gate judge what was found. Signatures are not checked here: 'busgen-hub verify' does that.
 
     Exit status: 0 the gate would release, 1 it refuses or the input is invalid, 2 wrong usage.
     """
     from busgen_privacy.findings_report import render_findings
-    from busgen_privacy.folders import read_people, read_release
+    from busgen_privacy.folders import check_claim, read_people, read_release
     from busgen_privacy.gate import decide
     from busgen_privacy.policy import GatePolicy
     from busgen_privacy.suite import Release, run
 
     if (epsilon is None) != (delta is None):
         raise typer.BadParameter("a claim has both --epsilon and --delta")
-    found, inside, outside, policy, bars = read_release(release), read_people(members), read_people(holdout), GatePolicy(), Bars()
+    if epsilon is not None and delta is not None:
+        check_claim(epsilon, delta)
+    _check_out(out, release, [where for where in (members, holdout, public) if where is not None], more)
+    found, policy, bars = read_release(release), GatePolicy(), Bars()
+    inside, outside = (read_people(where, one_image_each=one_image_per_patient) for where in (members, holdout))
+    seed = secrets.randbits(32) if seed is None else seed
     known, groups = _public(public, bars)
     subject = Release(
         images=found.images,
@@ -78,20 +89,44 @@ def audit(
     findings = run(subject, inside, outside, known, groups=groups, policy=policy, draws=1, seed=seed, progress=bars)
     bars.close()
     verdict = decide(findings, policy)
-    closest = findings.registered_copies.closest if more is None else findings.near_copies.closest
-    pairs = [(encode_png(inside.images[pair.member]), encode_png(found.images[pair.released])) for pair in closest[:SHOWN]]
+    generated = found.images if subject.more is None else np.concatenate([found.images, subject.more])
+    closest = findings.registered_copies.closest[:SHOWN]
+    pairs = [(encode_png(inside.images[pair.member]), encode_png(generated[pair.released])) for pair in closest]
     facts = {
         "Release": found.name,
         "Date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "Synthetic images": str(len(found.images)),
-        "Real patients": f"{findings.members} members, {findings.holdout} in the holdout",
+        "Searched for copies": f"{len(generated)} images: the released ones and {len(generated) - len(found.images)} more",
+        "Claim": _claimed(subject.epsilon, subject.delta, by="the command line" if epsilon is not None else "the release's manifest"),
+        "Real patients": f"{findings.members} members, {findings.holdout} in the holdout{EACH if one_image_per_patient else ''}",
         "Calibrated on": f"{len(known)} {'images of the shipped foundation' if public is None else 'public images'}",
+        "Seed": str(seed),
     }
-    write_whole(out / "audit.json", findings.model_dump_json(indent=1).encode())
-    write_whole(out / "audit.html", render_findings(findings, verdict=verdict, facts=facts, pairs=pairs).encode())
-    typer.echo(f"{verdict.verdict}: {out / 'audit.html'}")
+    out.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_whole(out / "audit.json", findings.model_dump_json(indent=1).encode(), mode=0o600)
+    write_whole(out / "audit.html", render_findings(findings, verdict=verdict, facts=facts, pairs=pairs).encode(), mode=0o600)
+    typer.echo(f"{verdict.verdict}: {out / 'audit.html'} (seed {seed})")
     if verdict.verdict != "release":
         raise GateRefusedError(" ".join(verdict.reasons))
+
+
+def _check_out(out: Path, release: Path, real: Sequence[str], more: Path | None) -> None:
+    """Refuse to write exact figures and real images into a folder that is about to be shared, or among the images that are read."""
+    from busgen_privacy.folders import folder_of
+
+    folders = [shared_folder(release), *(folder_of(where) for where in real), *([] if more is None else [shared_folder(more)])]
+    if any(out.resolve().is_relative_to(folder.resolve()) for folder in folders):
+        raise InputError("--out lies in the release or in a folder of images; its files are exact and must not leave, so name a folder elsewhere")
+
+
+def shared_folder(release: Path) -> Path:
+    """The folder that leaves with a release; for a Parquet file the one that has its manifest, or the file alone."""
+    folders = [folder for folder in release.resolve().parents[:2] if (folder / "manifest.json").is_file()]
+    return folders[0] if folders and release.suffix == ".parquet" else release
+
+
+def _claimed(epsilon: float | None, delta: float | None, *, by: str) -> str:
+    return "none" if epsilon is None or delta is None else f"epsilon {epsilon:g} at delta {delta:g}, as {by} says: not verified"
 
 
 def _public(where: str | None, bars: Bars) -> tuple[Images, tuple[str, ...]]:
@@ -99,7 +134,7 @@ def _public(where: str | None, bars: Bars) -> tuple[Images, tuple[str, ...]]:
     from busgen_privacy.folders import read_people
 
     if where is not None:
-        people = read_people(where)
+        people = read_people(where, one_image_each=True)
         return people.images, people.patients
     from busgen_core.cli import SHIPPED
     from busgen_core.foundation import load_foundation

@@ -165,6 +165,8 @@ class Findings(_Finding):
         duplicates: Released images that are byte for byte another released one.
         text: Text in the released pixels; None: not looked for.
         not_run: What was not run here, and why, a sentence each.
+        seed: Of everything random; None: not kept.
+        table_sha256: Of the released table, where a node audited it; it signs no other.
     """
 
     version: Literal[2] = 2
@@ -183,3 +185,5 @@ class Findings(_Finding):
     duplicates: int = Field(ge=0)
     text: PixelText | None = None
     not_run: tuple[str, ...]
+    seed: int | None = Field(default=None, ge=0)
+    table_sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")

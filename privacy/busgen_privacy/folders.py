@@ -1,7 +1,8 @@
 """Images of any tool's making as the suite wants them: a folder of images, with or without ``images.csv``, or one of our releases.
 
 ``images.csv`` has a column ``file``; ``patient`` (or ``group``) says whose image it is, ``pathology`` what it shows, and rows can be picked by
-``role``: ``FOLDER:ROLE``. Without the table every image counts as a patient of its own.
+``role``: ``FOLDER:ROLE``. Without patients, real images are refused unless whoever calls vouches that each is of another one: figures of images
+are no figures of patients, and images of one patient would pass for near copies.
 """
 
 import json
@@ -12,12 +13,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from busgen_core.errors import CorruptImageError, InputError, TableError, UnavailableError
+from busgen_core.errors import ConfigError, CorruptImageError, InputError, TableError, UnavailableError
 from busgen_core.images import decode_gray
 from busgen_core.labels import Pathology, parse_pathology
 from busgen_core.repository import arrays, read_parquet
 from busgen_core.tables import whole_rows
 from busgen_privacy.cohort import Cohort
+from busgen_privacy.dp.accounting import gdp_mu
 
 PX = 64  # what the encoder and the attacks see
 ENDINGS = (".png", ".jpg", ".jpeg")
@@ -43,12 +45,16 @@ class Released:
     name: str
 
 
-def read_people(where: str) -> Cohort:
+def read_people(where: str, *, one_image_each: bool = False) -> Cohort:
     """Patients of ``FOLDER`` or ``FOLDER:ROLE``.
+
+    Args:
+        where: The folder.
+        one_image_each: Where no table names patients, each image is of another one.
 
     Raises:
         UnavailableError: no such folder.
-        TableError: the table is torn, lacks a column, or has no row of that role.
+        TableError: the table is torn, lacks a column, names patients for some rows only, or has no row of that role; or patients are not named.
         CorruptImageError: an image does not decode; the message names the row, never the file.
         InputError: no image, or one image under two patients.
     """
@@ -57,7 +63,7 @@ def read_people(where: str) -> Cohort:
     if not rows:
         raise InputError("no image was found; give a folder of PNG or JPEG files, or one with images.csv")
     images = np.stack([_decoded(folder / row["file"], number) for number, row in enumerate(rows)])
-    patients = tuple(_patient(folder, row) for row in rows)
+    patients = _patients(folder, rows, one_image_each=one_image_each)
     _check_once(images, patients)
     return Cohort(images, tuple(_label(row) or Pathology.NORMAL for row in rows), (None,) * len(rows), patients)
 
@@ -80,7 +86,7 @@ def read_release(where: Path) -> Released:
     Raises:
         UnavailableError: nothing there.
         TableError: a Parquet file of another shape than ours.
-        InputError: no image, or labels that belong to no image.
+        InputError: no image, labels that belong to no image, or a manifest that promises nothing.
     """
     tables = [where] if where.suffix == ".parquet" else sorted((where / "data").glob("*.parquet"))
     if not where.exists():
@@ -101,6 +107,17 @@ def _folder_release(where: Path) -> Released:
     return Released(images=images, labels=tuple(_label(row) for row in rows), epsilon=None, delta=None, name=where.name)
 
 
+def check_claim(epsilon: float, delta: float) -> None:
+    """Return only if a claim can be held against attacks; a very large epsilon is a weak claim, and one all the same.
+
+    Raises:
+        ConfigError: epsilon not above 0 or not finite, delta not in (0, 1), or a promise too strict to compute with.
+    """
+    if not epsilon > 0:
+        raise ConfigError(f"epsilon={epsilon:g} is not above 0")
+    gdp_mu(epsilon, delta)
+
+
 def _claim(where: Path, labels: list[Pathology]) -> tuple[float | None, float | None]:
     """Epsilon and delta of a manifest, and a check that its labels are those of the images."""
     manifest = where / "manifest.json"
@@ -111,11 +128,23 @@ def _claim(where: Path, labels: list[Pathology]) -> tuple[float | None, float | 
         stated = {Pathology(name): int(count) for name, count in found["labels"].items() if count}
         privacy = found["privacy"]
         claim = float(privacy["epsilon"]), float(privacy["delta"])
+        check_claim(*claim)
+    except ConfigError as error:
+        raise InputError(f"manifest.json: {error}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"manifest.json is no manifest of ours ({type(error).__name__})") from None
     if stated != {label: labels.count(label) for label in set(labels)}:
         raise InputError("the manifest counts labels that the images do not have; the release was changed after it was made")
     return claim
+
+
+def folder_of(where: str) -> Path:
+    """The folder of ``FOLDER`` or ``FOLDER:ROLE``.
+
+    Raises:
+        UnavailableError: no such folder.
+    """
+    return _where(where)[0]
 
 
 def _where(where: str) -> tuple[Path, str | None]:
@@ -140,9 +169,19 @@ def _rows(folder: Path, role: str | None) -> Iterator[dict[str, str]]:
     yield from (row for row in rows if role is None or row["role"] == role)
 
 
-def _patient(folder: Path, row: dict[str, str]) -> str:
-    """Whose image it is; without a name, nobody else's: files of one name in two folders are two patients."""
-    return next((row[name] for name in PATIENT if row.get(name)), f"{folder.resolve()}/{row['file']}")
+def _patients(folder: Path, rows: list[dict[str, str]], *, one_image_each: bool) -> tuple[str, ...]:
+    """Whose image each is. Where each is of another patient: files of one name in two folders are two of them."""
+    column = next((name for name in PATIENT if any(row.get(name) for row in rows)), None)
+    if column is None:
+        if not one_image_each:
+            raise TableError(
+                f"nothing says whose images these are: give an images.csv with a column {', '.join(PATIENT[:-1])} or {PATIENT[-1]}, "
+                "or say --one-image-per-patient where that is so"
+            )
+        return tuple(f"{folder.resolve()}/{row['file']}" for row in rows)
+    if bare := sum(not row[column] for row in rows):
+        raise TableError(f"{bare} of {len(rows)} rows have nothing in the column {column}: say whose images they are, or leave them out")
+    return tuple(row[column] for row in rows)
 
 
 def _label(row: dict[str, str]) -> Pathology | None:

@@ -62,7 +62,7 @@ def reaudit(
         public: Public images; None: quality and leaks of label and scanner are not looked at.
         claims: Of ``claims.check_claims``, where the release is there as a whole.
         most_read: Images that are read for text; a sample where there are more.
-        seed: Of folds, permutations, and of the sample that is read for text.
+        seed: Of folds, permutations, and of the sample that is read for text; secret until then, where that sample must not be foreseen.
 
     Raises:
         InputError: no image, another number of labels, or images of another size.
@@ -85,6 +85,7 @@ def reaudit(
         "site": site,
         "text": text,
         "claims": tuple(claims),
+        "seed": seed,
     }
     if not claims:
         not_run.append("What the release says of itself: only its images were given.")

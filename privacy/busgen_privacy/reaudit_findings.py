@@ -51,12 +51,13 @@ class Reaudit(_Finding):
         kid_public_low: Lower end.
         kid_public_high: Upper end.
         text: Text in the pixels; None: not looked for.
+        seed: Of the sample that was read, of folds and permutations; drawn for this look alone, so that the next one reads other images.
         claims: What the release says of itself, each claim checked again; empty: only images were given.
         remarks: What someone should look at, in words.
         not_run: What was not looked at, and why.
     """
 
-    version: Literal[2] = 2
+    version: Literal[3] = 3
     images: int = Field(ge=1)
     labels: Mapping[Pathology, int]
     asked: Mapping[Pathology, int]
@@ -74,6 +75,7 @@ class Reaudit(_Finding):
     kid_public_low: float | None
     kid_public_high: float | None
     text: PixelText | None
+    seed: int = Field(ge=0)
     claims: tuple[Claim, ...]
     remarks: tuple[str, ...]
     not_run: tuple[str, ...]

@@ -42,6 +42,7 @@ Progress = Callable[[str, int, int], None]
 
 FALSE_ALARMS = (0.001, 0.01, 0.05)
 CLOSEST_PAIRS = 12
+USUAL = 10  # times the release, that copies are looked for among
 AT_ONCE = 512  # images embedded, or compared, at once
 # 1 - correlation below which two images are one. A phantom of 64 px saved again as JPEG of quality 75 lies at .027 at most; images of
 # different patients of three hospitals lie at .037 and above (BUSI, where patients are not known), .18 where they are, and public ones at .11.
@@ -101,10 +102,10 @@ def run(
     check(release, members, holdout, public, groups)
     embedded = Embedded.of(release.images, members, holdout, public, progress)
     scores, described, not_run = _scores(release, embedded, groups, draws=draws, seed=seed, progress=progress)
-    everything = release.images if release.more is None else np.concatenate([release.images, release.more])
-    found = extract(everything, members, holdout, progress=lambda done, of: progress("looking for copies", done, of))
+    looked = len(release.images) + (0 if release.more is None else len(release.more))
+    found = extract(release.images, members, holdout, more=release.more, progress=lambda done, of: progress("looking for copies", done, of))
     scores[REGISTRATION.name] = found.scores
-    described[REGISTRATION.name] = replace(REGISTRATION, cost=(len(members) + len(holdout)) * len(everything))
+    described[REGISTRATION.name] = replace(REGISTRATION, cost=(len(members) + len(holdout)) * len(release.images))
     text, unread = text_or_why(list(release.images), seed=seed, progress=lambda done, of: progress("reading text in the images", done, of))
     closest = closest_record(embedded.released, embedded.members, embedded.holdout, seed=seed)
     told = holdout_disclosure(embedded.released, embedded.members, embedded.holdout, seed=seed)
@@ -116,7 +117,7 @@ def run(
         delta=release.delta,
         attacks=attacks,
         near_copies=_near(near_copies(release.images, members, holdout), len(release.images)),
-        registered_copies=_registered(found, len(everything)),
+        registered_copies=_registered(found, looked),
         disclosure=Disclosure(share=told.share, chance_low=told.chance_low, chance_high=told.chance_high, chance=told.p_value),
         closest_records=ClosestRecords(
             member_distance=closest.member_distance,
@@ -131,8 +132,21 @@ def run(
         reference=len(public),
         duplicates=len(release.images) - len({image.tobytes() for image in release.images}),
         text=text,
-        not_run=(*not_run, *(SILENT.format(name=attack.name) for attack in attacks if judged.silent(attack)), *unread),
+        not_run=(
+            *not_run,
+            *(SILENT.format(name=attack.name) for attack in attacks if judged.silent(attack)),
+            *unread,
+            *_searched(looked, len(release.images)),
+        ),
+        seed=seed,
     )
+
+
+def _searched(looked: int, released: int) -> tuple[str, ...]:
+    """How far the search for copies falls short of ten times the release."""
+    if looked >= USUAL * released:
+        return ()
+    return (f"Copies among {USUAL} times the release: {looked} images were looked at, {looked / released:.1f} times the release.",)
 
 
 def check(release: Release, members: Cohort, holdout: Cohort, public: Frames, groups: Sequence[str] = ()) -> None:

@@ -5,6 +5,7 @@ Each look is a process of its own at low priority, so that one that fails, hangs
 
 import logging
 import os
+import secrets
 import subprocess
 import sys
 import time
@@ -28,7 +29,6 @@ from busgen_server.settings import CONFIG_VARIABLE, HubSettings, load_settings
 from busgen_server.store import HubStore
 
 log = logging.getLogger("busgen.reaudits")
-SEED = 1
 CHECK_SECONDS = 5.0
 LONGEST_SECONDS = 3600.0
 MOST_ATTEMPTS = 3  # since the last success; the command ``busgen-hub release reaudit`` always tries again
@@ -86,9 +86,10 @@ def _look(store: HubStore, data: Path, row: ReleaseRow, others: list[ReleaseRow]
 
     known = None
     if public is not None:
-        people = read_people(public)
+        people = read_people(public, one_image_each=True)
         known = Public(images=people.images, labels=people.classes, patients=people.patients, scanners=read_scanners(public))
-    found = reaudit(images, labels, asked=campaign.images, others=elsewhere, public=known, claims=claims, seed=SEED)
+    seed = secrets.randbits(32)  # nobody who makes a release knows which of its images will be read
+    found = reaudit(images, labels, asked=campaign.images, others=elsewhere, public=known, claims=claims, seed=seed)
     return found.model_copy(update={"not_run": (*found.not_run, *unread)})
 
 

@@ -18,7 +18,7 @@ from busgen_client.consent import withdraw
 from busgen_client.console.accounts import Accounts
 from busgen_client.console.app import create_app
 from busgen_client.console.roles import Role
-from busgen_client.papers import Paper, read_paper, write_paper
+from busgen_client.papers import Paper, read_paper, read_sealed_paper, write_paper
 from busgen_client.protocol import job_folder
 from busgen_client.settings import NodeSettings, load_settings
 from busgen_client.storage import MAGIC, StorageSettings, Vault
@@ -31,7 +31,7 @@ PAGE = b"<!doctype html><title>the nearest pair of somebody</title>"
 
 @pytest.fixture
 def node(tmp_path: Path) -> NodeSettings:
-    """A node with a job in review, its two papers there."""
+    """A node with a job in review, its papers there."""
     settings = lay_out(tmp_path)
     take_in(open_cohort(settings), ["p1", "p2"], role="member", images=1)
     job_in(settings, "c1", JobState.REVIEW)
@@ -71,6 +71,18 @@ def test_a_site_that_seals_nothing_has_papers_in_clear(tmp_path: Path) -> None:
         read_paper(plain, tmp_path, "c1", Paper.AUDIT)
 
 
+def test_what_a_signature_rests_on_is_sealed(node: NodeSettings, tmp_path: Path) -> None:
+    """A paper in clear, which a site that seals has from before, is still read by people, and no signature rests on it."""
+    (job_folder(node.data, "c1") / Paper.REVIEWED).write_bytes(b"0" * 64)
+    assert read_paper(vault(node), node.data, "c1", Paper.REVIEWED) == b"0" * 64
+    with pytest.raises(SealError, match="not sealed"):
+        read_sealed_paper(vault(node), node.data, "c1", Paper.REVIEWED)
+    assert read_sealed_paper(vault(node), node.data, "c1", Paper.AUDIT) == PAGE
+    plain = Vault(tmp_path, StorageSettings(key="none"))
+    write_paper(plain, tmp_path, "c1", Paper.REVIEWED, PAGE)
+    assert read_sealed_paper(plain, tmp_path, "c1", Paper.REVIEWED) == PAGE
+
+
 @pytest.mark.parametrize("command", ["report", "audit"])
 def test_the_officer_gets_a_readable_copy(node: NodeSettings, tmp_path: Path, command: str) -> None:
     """The copy is for its owner only, the journal has a line of it, and no file is overwritten."""
@@ -95,7 +107,7 @@ def test_no_copy_without_key_or_job(node: NodeSettings, tmp_path: Path) -> None:
 
 def test_papers_from_before_are_sealed_and_take_part_in_a_rotation(node: NodeSettings) -> None:
     """'verify' names what is not sealed or damaged, 'encrypt' seals it and puts it under a new key; the old one is gone, both open."""
-    report, audit = (job_folder(node.data, "c1") / paper for paper in Paper)
+    report, audit, reviewed = (job_folder(node.data, "c1") / paper for paper in Paper)
     report.write_bytes(PAGE)
     whole = audit.read_bytes()
     audit.write_bytes(whole[:-1])
@@ -103,10 +115,10 @@ def test_papers_from_before_are_sealed_and_take_part_in_a_rotation(node: NodeSet
     assert verify(store, progress=False).found == (("unsealed", "jobs/c1/report.html"), ("damaged", "jobs/c1/audit-local.json"))
     audit.write_bytes(whole)
     encrypt(store, node.data, rotate=True, progress=False)
-    assert report.read_bytes()[:22] == audit.read_bytes()[:22] != whole[:22]
+    assert report.read_bytes()[:22] == audit.read_bytes()[:22] == reviewed.read_bytes()[:22] != whole[:22]
     assert report.read_bytes().startswith(MAGIC)
     assert len(json.loads((node.data / "storage.json").read_text())["keys"]) == 1
-    assert [read_paper(vault(node), node.data, "c1", paper) for paper in Paper] == [PAGE, PAGE]
+    assert [read_paper(vault(node), node.data, "c1", paper) for paper in Paper] == [PAGE] * 3
     assert verify(store, progress=False).found == ()
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from busgen_client.database import open_store
 from busgen_client.jobs import JobStore, status_of
+from busgen_client.release import lay_out_again
 from busgen_core.wire import JobState
 from tests.client.node import campaign, lay_out
 
@@ -36,6 +37,19 @@ def test_a_refusal_never_leaves(jobs: JobStore, end: tuple[JobState, str]) -> No
     jobs.end("c1", end[0], code=end[1], message="why")
     assert jobs.status("c1").model_dump_json() == waiting
     assert jobs.need("c1").code == end[1]
+
+
+def test_a_second_look_never_leaves(jobs: JobStore) -> None:
+    """A job that the officer sends back to be audited and laid out again looks as if it waited, also while the worker reports progress."""
+    for state in (JobState.ACCEPTED, JobState.ADAPTING, JobState.GENERATING, JobState.AUDITING, JobState.REVIEW):
+        jobs.move("c1", state)
+    waiting = jobs.status("c1").model_dump_json()
+    lay_out_again(jobs, "c1")
+    assert jobs.status("c1").model_dump_json() == waiting
+    jobs.move("c1", JobState.AUDITING, progress=0.3)
+    assert (jobs.status("c1").model_dump_json(), jobs.need("c1").progress) == (waiting, 0.3)
+    jobs.move("c1", JobState.REVIEW)
+    assert jobs.need("c1").code == ""
 
 
 def test_what_the_ledger_alone_refuses_is_a_decline(jobs: JobStore) -> None:

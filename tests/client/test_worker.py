@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import tomli_w
 
+from busgen_client.audited import TABLE
 from busgen_client.cohort import CohortStore
-from busgen_client.drawing import SELECTED, released_images
+from busgen_client.drawing import SELECTED, not_chosen, released_images
 from busgen_client.jobs import JobStore
 from busgen_client.keys import create_keys, public_keys
 from busgen_client.protocol import NodeProtocol, foundation_part, job_folder, release_file
-from busgen_client.release import approve
+from busgen_client.release import approve, lay_out_again
 from busgen_client.settings import NodeSettings, load_settings
 from busgen_client.worker import Worker
 from busgen_core.digests import sha256_bytes
@@ -20,12 +21,19 @@ from busgen_core.errors import SignatureError, StateError
 from busgen_core.foundation import foundation_digest
 from busgen_core.labels import Pathology
 from busgen_core.phantom import simulate
+from busgen_core.repository import arrays, read_parquet, write_parquet
+from busgen_core.styles import STYLES, restyle
 from busgen_core.transfer import folder_files, pack, unpack
 from busgen_core.wire import FOUNDATION_FILES, Campaign, ErrorReply, JobState, Offer, ReleaseChunk, ReleaseRequest, ScoreReply, ScoreRequest
 from busgen_privacy.admission import check
+from busgen_privacy.audit import travelling
 from busgen_privacy.cohort import Cohort
+from busgen_privacy.dp.noise import SeededGaussian
+from busgen_privacy.findings import Findings
 from busgen_privacy.ledger import Ledger
+from busgen_privacy.suite import Release
 from tests.journeys.world import tiny_foundation
+from tests.privacy.found import COPIES, findings
 
 PASSPHRASE = b"a passphrase for tests"
 
@@ -195,6 +203,42 @@ def test_states_move_only_along_their_ways(node: NodeSettings, foundation: Path)
     jobs.move("c1", JobState.FAILED)
     with pytest.raises(StateError):
         jobs.move("c1", JobState.ADAPTING)
+
+
+def test_the_audit_is_of_what_is_laid_out_and_looks_at_the_pool(node: NodeSettings, foundation: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images of the pool that were not chosen are searched for copies too; an audit of other images is never taken up, one of the same images is."""
+    node, looked = untrained(node), []
+
+    def found_nothing(release: Release, *_: object, **__: object) -> Findings:
+        looked.append(release)
+        assert release.more is not None
+        copies = COPIES.model_copy(update={"compared": len(release.images) + len(release.more)})
+        # no promise is repeated here that the gate could measure: what it decides is of no matter to the claim
+        return findings(epsilon=release.epsilon, members=200, holdout=100, released=len(release.images), registered_copies=copies)
+
+    monkeypatch.setattr("busgen_client.worker.run_suite", found_nothing)
+    monkeypatch.setattr("busgen_client.worker.travelling", lambda found, policy, *_, **__: travelling(found, policy, SeededGaussian(2)))
+    jobs = accept(node, foundation, campaign(foundation))
+    while jobs.need("c1").state != JobState.REVIEW:
+        assert Worker(node).step()
+    folder, (first,) = job_folder(node.data, "c1"), looked
+    pool = arrays([image for shard in sorted((folder / "pool").glob("*.parquet")) for image in read_parquet(shard.read_bytes())])[0]
+    drawn = {restyle(pool[row], style).tobytes(): row for row in range(len(pool)) for style in STYLES}
+    chosen = {drawn[image.tobytes()] for image in first.images}
+    assert first.more is not None
+    assert [image.tobytes() for image in first.more] == [image.tobytes() for row, image in enumerate(pool) if row not in chosen]
+    assert len(first.more) == 60  # 20 images, 4 candidates for each
+    assert len(not_chosen(folder, released_images(folder), most=7)) == 7
+
+    lay_out_again(jobs, "c1")
+    assert Worker(node).step()
+    assert (len(looked), jobs.need("c1").state) == (1, "review")  # of the same images: taken up
+    samples = folder / "samples" / SELECTED
+    samples.write_bytes(write_parquet(released_images(folder)[::-1]))
+    lay_out_again(jobs, "c1")
+    assert Worker(node).step()
+    assert len(looked) == 2
+    assert approve(node, jobs, "c1", PASSPHRASE).files[TABLE] == sha256_bytes(samples.read_bytes())
 
 
 def test_sampling_goes_on_shard_by_shard(node: NodeSettings, foundation: Path, monkeypatch: pytest.MonkeyPatch) -> None:

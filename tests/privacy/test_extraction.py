@@ -107,6 +107,21 @@ def test_copies_of_real_images_are_found() -> None:
     assert changed.holdout_count == 0
 
 
+def test_images_that_were_not_released_count_as_copies_and_score_nobody() -> None:
+    """Copies among further images are found, in rows that follow the released ones; scores are of the release, whatever else was drawn."""
+    members, holdout = sides()
+    whole, steps = extract(strangers(), members, holdout), []
+    found = extract(strangers(), members, holdout, more=members.images[:4], progress=lambda done, total: steps.append((done, total)))
+    assert (found.count, whole.count) == (4, 0)
+    assert found.members.row[len(strangers()) :].tolist() == [0, 1, 2, 3]
+    assert np.array_equal(found.members.distance[: len(strangers())], whole.members.distance)
+    assert np.array_equal(found.scores.members, whole.scores.members)
+    assert np.array_equal(found.scores.holdout, whole.scores.holdout)
+    assert steps == [(15, 19), (19, 19)]
+    with pytest.raises(InputError):
+        extract(strangers(), members, holdout, more=members.images[:, :32, :32])
+
+
 def test_the_transform_is_told() -> None:
     """What was cropped and mirrored is named: the row, the mirror, and the part within 4 % of a side."""
     rng = np.random.default_rng(3)

@@ -99,6 +99,12 @@ def test_copies_are_seen_as_an_attack_by_patient() -> None:
     assert unseen.low < 0.5 < unseen.high
 
 
+def test_findings_say_how_far_copies_were_looked_for_and_by_which_seed() -> None:
+    """Fewer than ten times the release were looked at: what was not run says how many; the seed is kept."""
+    assert "Copies among 10 times the release: 80 images were looked at, 1.0 times the release." in clean().not_run
+    assert clean().seed == 1
+
+
 def test_a_name_in_the_released_pixels_refuses() -> None:
     """A release with one name written into an image is refused for that alone, and the reason is not called a bit about patients."""
     released = sides()[3].copy()

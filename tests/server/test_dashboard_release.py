@@ -42,6 +42,7 @@ BARE = Reaudit(
     kid_public_low=None,
     kid_public_high=None,
     text=None,
+    seed=1,
     claims=(),
     remarks=(),
     not_run=("Telling sites apart: no other release was admitted.", "Quality: no public images were given."),

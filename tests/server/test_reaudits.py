@@ -8,6 +8,7 @@ import pytest
 
 from busgen_core.keys import SigningKey
 from busgen_core.release import TrustedKeys
+from busgen_privacy import pixel_text
 from busgen_server.catalogue import admit
 from busgen_server.database import open_store
 from busgen_server.reaudits import MOST_ATTEMPTS, due, latest, look_at_due
@@ -15,6 +16,7 @@ from busgen_server.settings import load_settings
 from busgen_server.store import HubStore
 from tests.releases import TRUSTED
 from tests.server.hospital import CAMPAIGN, enrol, packed, run
+from tests.server.test_dashboard_release import BARE
 
 RIO_KEYS = (SigningKey.generate(), SigningKey.generate())
 RIO = TrustedKeys(site="rio", node=RIO_KEYS[0].public, officer=RIO_KEYS[1].public)
@@ -50,6 +52,33 @@ def test_a_release_is_looked_at_beside_the_others(store: HubStore, tmp_path: Pat
     assert len(found.claims) == 6
     assert all(claim.good for claim in found.claims)
     assert "wrong-state" in str(run(tmp_path, "release", "reaudit", "cairo-9"))
+
+
+def test_nobody_knows_before_which_images_are_read(store: HubStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Claim: each look draws its own seed, so a release cannot keep text out of the images that the hub's sample will hold; findings keep it."""
+    seeds = iter((11, 12, 13))
+    monkeypatch.setattr("busgen_server.reaudits.secrets.randbits", lambda bits: (next(seeds), bits)[0] if bits >= 32 else 0)
+    looked = []
+    whole = pixel_text.text_or_why
+    monkeypatch.setattr("busgen_privacy.reaudit.text_or_why", lambda images, **kw: (looked.append(kw["seed"]), whole(images[:1], **kw))[1])
+    kept = []
+    for _ in range(3):
+        assert run(tmp_path, "release", "reaudit", "cairo-1") == 0
+        found = latest(store, "cairo-1")
+        assert found is not None
+        kept.append(found.seed)
+    assert looked == kept == [11, 12, 13]
+
+
+def test_findings_of_a_known_seed_are_due_again(store: HubStore) -> None:
+    """What an earlier version found, by a sample that everybody could foresee, counts as not looked at."""
+    store.keep_reaudit("cairo-1", found=BARE.model_dump(mode="json"))
+    assert latest(store, "cairo-1") == BARE
+    old = BARE.model_dump(mode="json") | {"version": 2}
+    del old["seed"]
+    store.keep_reaudit("cairo-1", found=old)
+    assert latest(store, "cairo-1") is None
+    assert due(store) == ["cairo-1", "rio-1"]
 
 
 def test_another_release_that_rots_is_no_fault_of_this_one(store: HubStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

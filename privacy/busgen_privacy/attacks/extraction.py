@@ -77,33 +77,42 @@ class Extraction:
         return int((self.holdout.distance < self.threshold).sum())
 
 
-def extract(released: Frames, members: Cohort, holdout: Cohort, *, progress: Callable[[int, int], None] | None = None) -> Extraction:
+def extract(
+    released: Frames, members: Cohort, holdout: Cohort, *, more: Frames | None = None, progress: Callable[[int, int], None] | None = None
+) -> Extraction:
     """Look for copies among any number of generated images; ten times the release is usual.
 
     Args:
         released: uint8 [m, px, px]; above 64 px they are reduced to 64.
         members: Cohort of the adaptation, same px.
         holdout: Patients it never saw, same px.
-        progress: Called with (released images done, released images).
+        more: Further images of the generator, same px: their rows follow the released ones. They count as copies and in no score: who holds
+            the release does not have them, and images that were not chosen would cover what the choice says of members.
+        progress: Called with (images done, images).
 
     Raises:
         InputError: nothing released, another size than the cohorts', or fewer than two patients.
 
     Diagnostic where it finds nothing: copies outside the search (turned, or less than 72 % of a side) are missed. One copy proves a leak.
     """
-    same_size(released, members.images, holdout.images)
+    more = released[:0] if more is None else more
+    same_size(released, members.images, holdout.images, *([more] if len(more) else []))
     sides = [Prepared.of(members.images), Prepared.of(holdout.images)]
     threshold = registered_threshold(members, holdout)
     found: tuple[list[Nearest], list[Nearest]] = ([], [])
     back = [np.full(len(side), FAR, np.float32) for side in sides]
-    for start in range(0, len(released), BLOCK):
-        plain = Prepared.of(released[start : start + BLOCK])
+    blocks = [(images[start : start + BLOCK], images is released) for images in (released, more) for start in range(0, len(images), BLOCK)]
+    done = 0
+    for images, scored in blocks:
+        plain = Prepared.of(images)
         for number, side in enumerate(sides):
             nearest, to_real = compare(plain, side)
             found[number].append(nearest)
-            back[number] = np.minimum(back[number], to_real)
+            if scored:
+                back[number] = np.minimum(back[number], to_real)
+        done += len(plain)
         if progress is not None:
-            progress(start + len(plain), len(released))
+            progress(done, len(released) + len(more))
     scores = [by_patient(cohort, -each, combine="max") for cohort, each in zip((members, holdout), back, strict=True)]
     return Extraction(threshold, _joined(found[0]), _joined(found[1]), MemberScores(members=scores[0], holdout=scores[1]))
 

@@ -225,14 +225,24 @@ def gdp_delta(mu: float, epsilon: float) -> float:
 
 
 def gdp_mu(epsilon: float, delta: float) -> float:
-    """The mu of the Gaussian mechanism that is exactly (epsilon, delta)-DP.
+    """The mu of the Gaussian mechanism that is exactly (epsilon, delta)-DP, at most 100: from there on one patient is seen without fail.
+
+    Raises:
+        ConfigError: a promise so strict that no mu of 1e-6 or more keeps it, or none: epsilon below 0, infinite, delta not in (0, 1).
 
     >>> round(gdp_mu(8.0, 1e-5), 3)
     1.666
+    >>> gdp_mu(1e6, 1e-5)
+    100.0
     """
     from scipy.optimize import brentq
 
-    return float(brentq(lambda mu: gdp_delta(mu, epsilon) - delta, 1e-6, 100.0, xtol=1e-10))
+    low, high = 1e-6, 100.0
+    if not (0 <= epsilon < inf and 0 < delta < 1) or gdp_delta(low, epsilon) > delta:
+        raise ConfigError(f"epsilon={epsilon:g}, delta={delta:g}: not a promise, or a stricter one than can be computed")
+    if gdp_delta(high, epsilon) <= delta:
+        return high
+    return float(brentq(lambda mu: gdp_delta(mu, epsilon) - delta, low, high, xtol=1e-10))
 
 
 def gdp_epsilon(mu: float, delta: float) -> float:

@@ -9,7 +9,7 @@ from math import sqrt
 
 from pydantic import BaseModel, ConfigDict
 
-from busgen_core.errors import BusgenError, ManifestError, StatementError
+from busgen_core.errors import BusgenError, ConfigError, ManifestError, StatementError
 from busgen_core.release import Manifest, TrustedKeys, verify_release
 from busgen_core.repository import read_parquet
 from busgen_core.wire import Campaign
@@ -107,7 +107,7 @@ def _figures(content: bytes) -> str:
     try:
         audit = TravellingAudit.model_validate_json(content)
         allowed = ceiling_auc(audit.epsilon, audit.delta)
-    except (ValueError, OverflowError) as error:  # pydantic's is a ValueError
+    except (ValueError, ConfigError) as error:  # pydantic's is a ValueError
         raise ManifestError(f"audit.json does not parse, or promises nothing ({type(error).__name__})") from None
     noise = audit.noise_multiplier / min(audit.smallest_cohort, audit.smallest_holdout)
     if abs(noise - audit.noise_std) > ROUNDING:

@@ -38,6 +38,7 @@ from dataclasses import dataclass
 from math import isfinite, nan
 from typing import Literal
 
+from busgen_core.errors import ConfigError
 from busgen_core.release import GateVerdict
 from busgen_privacy.audit import TravellingAttack, TravellingAudit
 from busgen_privacy.dp.accounting import gdp_mu
@@ -366,9 +367,9 @@ def _attacks(audit: TravellingAudit) -> Iterator[Checked]:
         yield False, "No attack was run, so nothing is known of what the release gives away."
     try:
         allowed = ceiling_auc(audit.epsilon, audit.delta)
-    except (ValueError, OverflowError):
+    except ConfigError:
         allowed = nan
-    if not 0.5 <= allowed <= 1:
+    if not 0.5 <= allowed < 1:
         yield False, "The audit's epsilon and delta promise nothing that could be tested."
         return
     for attack in audit.attacks:

@@ -55,6 +55,7 @@ FAULTS = {
     ),
     "audit of other images": (release(audit=audit_with(released=7)), claims.GATE, "another number of images"),
     "no audit": (release(audit=b"{}"), claims.FIGURES, "does not parse"),
+    "audit of no promise": (release(audit=audit_with(epsilon=-1.0)), claims.FIGURES, "promises nothing"),
     "noise stated too high": (release(audit=audit_with(noise_std=0.4)), claims.FIGURES, "multiplier and floors"),
     "interval too narrow": (release(audit=figure(low=0.5, high=0.6)), claims.FIGURES, "narrower"),
     "AUC outside its interval": (release(audit=figure(low=0.6, high=0.98)), claims.FIGURES, "not in its interval"),

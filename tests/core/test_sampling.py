@@ -240,6 +240,7 @@ def test_boxes_follow_their_fit_and_stay_inside() -> None:
     assert density.draw(Pathology.NORMAL, rng) is None
 
 
+@pytest.mark.slow
 def test_the_published_network_is_imported_and_sampled_from_the_command_line(tmp_path: Path) -> None:
     """import-busgen reads a torch file without running it; sample then writes its 160 px images to the same kind of shards."""
     torch.manual_seed(0)

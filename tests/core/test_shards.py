@@ -91,6 +91,7 @@ def test_only_the_wanted_rows_are_decoded(folder: Path) -> None:
     assert numbers(stream.read(7, 20, keep=keep)) == [n for n, k in zip(numbers(stream.read(7, 20)), keep, strict=True) if k]
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
     """Reading through ten times as many images takes no more Python memory: only the mixed row groups are held."""
 

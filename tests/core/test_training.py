@@ -146,6 +146,7 @@ def test_a_killed_process_goes_on_with_the_losses_it_would_have_had(shards: Path
     assert train(tiny_plan(steps=60), [shards], run_folder=run).losses == whole.losses
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_losses_of_one(shards: Path, tmp_path: Path) -> None:
     """``accelerate launch`` with two processes on the CPU: each takes half of every batch, and the losses are those of one process."""
     alone = train(tiny_plan(), [shards], run_folder=tmp_path / "one")
@@ -220,6 +221,7 @@ def test_a_shape_that_does_not_divide_is_refused() -> None:
         Shape(image_px=50)
 
 
+@pytest.mark.slow
 def test_a_run_is_tracked(shards: Path, tmp_path: Path) -> None:
     """Parameters and losses are in MLflow; a run that goes on is the same run."""
     from mlflow import MlflowClient

@@ -182,6 +182,7 @@ def test_a_claim_that_is_none_is_refused_before_any_attack(tmp_path: Path, quick
         read_release(our_release(tmp_path / "ours", epsilon=float(epsilon), delta=float(delta)))
 
 
+@pytest.mark.slow
 def test_a_weak_claim_is_a_claim(tmp_path: Path) -> None:
     """Epsilon of a million promises next to nothing and is judged and shown all the same; the report says that nobody verified it."""
     found = CliRunner().invoke(app, [*arguments(tmp_path, sides()[3]), "--epsilon", "1e6", "--delta", "1e-5"], catch_exceptions=False)

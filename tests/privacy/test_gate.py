@@ -218,7 +218,7 @@ def attacked_release(rng: np.random.Generator, *, learnt: float, evidence: Evide
     return Evidence.of(findings(*attacks, epsilon=evidence.epsilon, members=members, holdout=holdout))
 
 
-@pytest.mark.parametrize("holdout", [40, 120])
+@pytest.mark.parametrize("holdout", [40, pytest.param(120, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("evidence", [GOOD, UNPROMISED], ids=["promised", "unpromised"])
 def test_the_gate_does_not_cry_wolf(evidence: Evidence, holdout: int) -> None:
     """Of 250 releases that learnt nothing, with ten attacks at all rates of false alarms, at most 5 % are refused (three standard errors)."""

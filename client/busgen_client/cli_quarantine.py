@@ -12,6 +12,7 @@ import typer
 
 from busgen_client.cli_options import NODE_TOML, AsJson, Config
 from busgen_client.cohort import open_cohort
+from busgen_client.database import MOST_SKIPPED
 from busgen_client.quarantine import Item, Quarantine
 from busgen_client.settings import load_settings
 from busgen_core.console import print_rows
@@ -20,8 +21,6 @@ from busgen_core.files import write_whole
 from busgen_core.labels import Pathology
 
 quarantine_app = typer.Typer(no_args_is_help=True, help="What waits for a person.")
-
-MOST_SKIPPED = 10**9  # SQLite counts to 2**63 - 1
 
 Name = Annotated[str, typer.Argument(help="The object, as 'quarantine list' names it.")]
 

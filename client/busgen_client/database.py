@@ -16,6 +16,7 @@ class Base(DeclarativeBase):
     """Base of the node's tables."""
 
 
+MOST_SKIPPED = 10**9  # lines of a list to leave out first; SQLite counts to 2**63 - 1
 STORE_FILE = "node.sqlite"  # beside it, while it is open, its log and index: -wal, -shm
 
 

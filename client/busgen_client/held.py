@@ -60,7 +60,6 @@ class HeldStore:
 
     def __init__(self, store: CohortStore) -> None:
         self._store, self._engine, self._vault, self._folder = store, store.engine, store.vault, store.data / "quarantine"
-        self._phantoms = phantom_keys(store.pseudonyms.key)
 
     def put(self, source_key: str, held: Held) -> None:
         """Keep an object; a second look at the same frames renews what is known of it, and keeps the boxes drawn on it.
@@ -181,8 +180,10 @@ class HeldStore:
 
     def trusts(self, device_key: str) -> bool:
         """Whether a person here vouched for a model; simulated scanners need nobody to. What has no key is never trusted."""
+        if not device_key:
+            return False
         with Session(self._engine) as session:
-            return bool(device_key) and (device_key in self._phantoms or session.get(DeviceRow, device_key) is not None)
+            return session.get(DeviceRow, device_key) is not None or device_key in phantom_keys(self._store.pseudonyms.key)
 
     def files(self) -> set[str]:
         """Names of the files that rows name, there or not."""

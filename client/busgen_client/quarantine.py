@@ -207,9 +207,7 @@ class Quarantine:
             StateError: nothing of that name waits, it changed, or an intake is running.
         """
         with self._alone():
-            with self._transaction(name, seen) as (session, row, held):
-                self._delete(session, row, held, who)
-            self._clear(row, held)
+            self._delete(name, seen, who)
 
     def trust(self, device: str, *, who: str) -> int:
         """Vouch for the one model of scanner that waits under a scrubbed name; otherwise as ``trust_scanner_of``.
@@ -306,9 +304,7 @@ class Quarantine:
         line = _line("released", row, who, images=len(images), boxes=len(held.masks), **({} if item.pathology else {"label": label.value}))
         outcomes = self._store.add_all(images, clears=row.source_key, renew=bool(held.masks), beside=[line, _decision(row, held, RELEASED)])
         if Admission.WITHDRAWN in outcomes:
-            with self._transaction(name, seen) as (session, row, held):
-                self._delete(session, row, held, who)
-            self._clear(row, held)
+            self._delete(name, seen, who)
             raise ConsentWithdrawnError("this patient has withdrawn consent; the object was deleted")
         if Admission.PATIENT_CONFLICT in outcomes:
             raise StateError(REASONS[Code.PATIENT_UNSURE])
@@ -336,10 +332,12 @@ class Quarantine:
         except QuarantineError as refused:
             raise InputError(f"what is left cannot be released: {refused}") from None
 
-    def _delete(self, session: Session, row: QuarantineRow, held: HeldRow | None, who: str) -> None:
-        session.add(_line("deleted", row, who))
-        session.merge(_decision(row, held, DELETED))
-        session.delete(row)
+    def _delete(self, name: str, seen: str, who: str) -> None:
+        with self._transaction(name, seen) as (session, row, held):
+            session.add(_line("deleted", row, who))
+            session.merge(_decision(row, held, DELETED))
+            session.delete(row)
+        self._clear(row, held)
 
     def _clear(self, row: QuarantineRow, held: HeldRow | None) -> None:
         """Delete all that is kept of a decided object, the original that the network brought too."""

@@ -48,12 +48,11 @@ from busgen_privacy.dp.plan import AdaptationPlan
 from busgen_privacy.dp.reference import Reference, reference_of
 from busgen_privacy.findings import Findings
 from busgen_privacy.ledger import Ledger, NamedEvent
-from busgen_privacy.suite import Release
+from busgen_privacy.suite import USUAL, Release
 from busgen_privacy.suite import run as run_suite
 
 log = logging.getLogger("busgen.worker")
 
-LOOKED_AT = 10  # times the release, at most, that copies are looked for among: Carlini et al. 2023 draw many more images than they show
 AUDIT_DRAWS = 2  # noise draws for each image in white-box attacks
 IDLE_SECONDS = 1.0
 CRASH_LIMIT = 5  # a phase that crashed so often in a row fails the job
@@ -202,7 +201,7 @@ class Worker:
         foundation = self._foundation(campaign)
         folder = job_folder(self.settings.data, row.campaign_id)
         images = released_images(folder)
-        more, table = not_chosen(folder, images, most=(LOOKED_AT - 1) * len(images)), table_digest(images)
+        more, table = not_chosen(folder, images, most=(USUAL - 1) * len(images)), table_digest(images)
         vault, members = self.cohort.vault, self._frozen(row, "member")
         audit = kept_audit(vault, self.settings.data, row.campaign_id, table=table, compared=len(images) + len(more))
         if audit is None:

@@ -42,7 +42,7 @@ Progress = Callable[[str, int, int], None]
 
 FALSE_ALARMS = (0.001, 0.01, 0.05)
 CLOSEST_PAIRS = 12
-USUAL = 10  # times the release, that copies are looked for among
+USUAL = 10  # times the release, that copies are looked for among: Carlini et al. 2023 draw many more images than they show
 AT_ONCE = 512  # images embedded, or compared, at once
 # 1 - correlation below which two images are one. A phantom of 64 px saved again as JPEG of quality 75 lies at .027 at most; images of
 # different patients of three hospitals lie at .037 and above (BUSI, where patients are not known), .18 where they are, and public ones at .11.

@@ -9,7 +9,7 @@ import pytest
 from pydicom import Dataset, dcmread
 from sqlalchemy import Engine
 
-from busgen_client.cohort import CohortStore
+from busgen_client.cohort import CohortStore, open_cohort
 from busgen_client.database import open_store
 from busgen_client.intake import masking
 from busgen_client.intake.phantom_dicom import write_phantom_study
@@ -38,6 +38,14 @@ def store(engine: Engine, data: Path) -> CohortStore:
 @pytest.fixture
 def node(tmp_path: Path) -> NodeSettings:
     return lay_out(tmp_path)
+
+
+@pytest.fixture
+def opened(node: NodeSettings) -> Iterator[CohortStore]:
+    """The cohort as the node's settings have it."""
+    store = open_cohort(node)
+    yield store
+    store.engine.dispose()
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import asyncio
 import httpx
 import pytest
 
-from busgen_client.cohort import CohortStore, open_cohort
+from busgen_client.cohort import CohortStore
 from busgen_client.console.accounts import Account
 from busgen_client.console.app import create_app
 from busgen_client.console.desk import Person, signed_in
@@ -16,11 +16,9 @@ from busgen_client.settings import NodeSettings
 
 @pytest.mark.parametrize("path", ["/quarantine", "/journal"])
 @pytest.mark.parametrize(("skip", "status"), [(0, 200), (10**9, 200), (2**63, 422), (10**23, 422), (-1, 422)])
-def test_no_number_of_lines_to_leave_out_is_an_error_of_ours(node: NodeSettings, path: str, skip: int, status: int) -> None:
+def test_no_number_of_lines_to_leave_out_is_an_error_of_ours(node: NodeSettings, opened: CohortStore, path: str, skip: int, status: int) -> None:
     """Whatever number stands in the address, the list is empty or the request is refused."""
-    store = open_cohort(node)
-    assert asyncio.run(asked(node, store, f"{path}?skip={skip}")) == status
-    store.engine.dispose()
+    assert asyncio.run(asked(node, opened, f"{path}?skip={skip}")) == status
 
 
 async def asked(node: NodeSettings, store: CohortStore, path: str) -> int:

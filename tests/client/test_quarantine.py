@@ -2,7 +2,6 @@
 
 import io
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from typer.testing import CliRunner
 
 from busgen_client import quarantine as module
 from busgen_client.cli import app
-from busgen_client.cohort import CohortStore, ImageRow, JournalRow, NewImage, open_cohort
+from busgen_client.cohort import CohortStore, ImageRow, JournalRow, NewImage
 from busgen_client.consent import withdraw
 from busgen_client.held import Held, HeldStore
 from busgen_client.intake.dicom import intake_dicom
@@ -41,10 +40,8 @@ WHO = "a steward"
 
 
 @pytest.fixture
-def store(node: NodeSettings) -> Iterator[CohortStore]:
-    store = open_cohort(node)
-    yield store
-    store.engine.dispose()
+def store(opened: CohortStore) -> CohortStore:
+    return opened
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import os
 import pwd
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from pydicom import Dataset, dcmread
 from typer.testing import CliRunner
 
 from busgen_client.cli import app
-from busgen_client.cohort import Admission, CohortStore, NewImage, open_cohort
+from busgen_client.cohort import Admission, CohortStore, NewImage
 from busgen_client.cohort_files import verify
 from busgen_client.held import Held
 from busgen_client.image_files import ImageFiles
@@ -27,7 +27,6 @@ from busgen_client.intake.run import Source, take_in
 from busgen_client.intake.spool import Spool
 from busgen_client.intake.table import intake_table
 from busgen_client.quarantine import SMALLEST_BOX, Quarantine
-from busgen_client.settings import NodeSettings
 from busgen_core.errors import ConsentWithdrawnError, InputError, StateError, StorageFullError
 from busgen_core.labels import Pathology
 from tests.client.test_quarantine import journal, named, one_waiting, stored
@@ -40,10 +39,8 @@ CORNER = (0, 0, 40, 40)
 
 
 @pytest.fixture
-def store(node: NodeSettings) -> Iterator[CohortStore]:
-    store = open_cohort(node)
-    yield store
-    store.engine.dispose()
+def store(opened: CohortStore) -> CohortStore:
+    return opened
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from busgen_client.console.accounts import Account, Accounts
 from busgen_client.console.roles import Role
 from busgen_client.console.sessions import Sessions, SignedIn, Tries
 from busgen_client.console.words import FILTERS
+from busgen_client.database import MOST_SKIPPED
 from busgen_client.quarantine import Quarantine
 from busgen_client.settings import NodeSettings
 
@@ -146,7 +147,7 @@ def answering(person: Annotated[Person, Depends(signed_in)]) -> Person:
 
 AnyPerson = Annotated[Person, Depends(signed_in)]
 Node = Annotated[Desk, Depends(desk_of)]
-Skip = Annotated[int, Query(ge=0, le=10**9)]  # lines of a list to leave out first; SQLite counts to 2**63 - 1
+Skip = Annotated[int, Query(ge=0, le=MOST_SKIPPED)]  # lines of a list to leave out first
 
 
 def page(request: Request, template: str, *, status: int = 200, person: Person | None = None, **content: object) -> HTMLResponse:

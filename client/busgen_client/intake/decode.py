@@ -50,9 +50,9 @@ def frames(header: Dataset) -> Iterator[tuple[int, NDArray[np.uint8]]]:
     wanted = chosen_frames(count)
     with quietly():
         try:
-            stored = [_checked(frame, header) for frame in _decoded(header, wanted, count)]
-            brightest = max(int(_values(frame, header).max()) for frame in stored)
-            ready = [_to_uint8(_values(frame, header), header, brightest=brightest) for frame in stored]
+            stored = [_values(_checked(frame, header), header) for frame in _decoded(header, wanted, count)]
+            brightest = max(int(values.max()) for values in stored)
+            ready = [_to_uint8(values, header, brightest=brightest) for values in stored]
         except QuarantineError:
             raise
         except DecoderTimeError:

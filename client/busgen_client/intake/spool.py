@@ -30,7 +30,7 @@ import psutil
 from busgen_client.cohort import CohortStore
 from busgen_client.cohort_rows import OBJECT_DIGITS
 from busgen_client.held import HeldStore
-from busgen_client.intake.dicom import LARGEST, SPOOL, file_source
+from busgen_client.intake.dicom import LARGEST, SPOOL, file_source, person_of
 from busgen_client.intake.findings import BY_EYE, Code, QuarantineError
 from busgen_client.intake.header import read_identity
 from busgen_client.intake.labels import Labels
@@ -288,8 +288,7 @@ def people(store: CohortStore, data: Path) -> list[Person]:
 
 
 def _person(store: CohortStore, path: Path) -> Person:
-    identity = read_identity(store.vault.read(path, role=SPOOL, name=path.stem))
-    return store.pseudonyms.person(identity.patient_id, issuer=identity.issuer, name=identity.name, birth_date=identity.birth_date)
+    return person_of(store, read_identity(store.vault.read(path, role=SPOOL, name=path.stem)))
 
 
 def _size(file: Path) -> int:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from bench.adaptation import DELTA, fine_tuned, pool, shipped
-from bench.audit_power import DRAWS, GATE, WORK, everybody, kept
+from bench.audit_power import GATE, WORK, everybody
 from bench.foundation import HOSPITALS
 from bench.rows import SHARED, row, write
 from busgen_core.styles import STYLES, restyle
@@ -28,7 +28,7 @@ from busgen_privacy.findings import Findings
 from busgen_privacy.folders import read_people
 from busgen_privacy.gate import decide
 from busgen_privacy.statistics import share_bounds
-from busgen_privacy.suite import Release, run
+from busgen_privacy.suite import DRAWS, Release, run
 
 SEEDS, IMAGES, MOST = int(os.environ.get("BUSGEN_BENCH_SEEDS", "20")), 400, 60
 
@@ -59,8 +59,8 @@ def findings(seed: int) -> Findings:
     access = Access(adapted=public_network(), reference=shipped().network, scheduler=shipped().scheduler)  # type: ignore[arg-type]
     found = run(
         Release(images=released, epsilon=8.0, delta=DELTA, access=access),
-        kept(people, set(inside[:MOST])),
-        kept(people, set(outside[:MOST])),
+        people.only(inside[:MOST]),
+        people.only(outside[:MOST]),
         public.images,
         groups=public.patients,
         policy=GATE,

@@ -1,17 +1,16 @@
 """What the audit sees: a generator that memorised sixty patients, planted copies, and our own releases at epsilon 8.
 
 The memoriser is the foundation, all weights fine-tuned without privacy on 60 patients of ``warsaw`` drawn from all its patients; the others are
-the holdout, so members and holdout are exchangeable but for the training. Copies of members' images are planted among images of the
-foundation, as they are, and with crop, mirror and gray map. Our releases are the planner's choice at epsilon 8 on each ``train``, attacked with
-``holdout`` set aside.
+the holdout, so members and holdout are exchangeable but for the training. The reference-model attack has one shadow, taught by half of the
+holdout. Copies of members' images are planted among images of the foundation, as they are, and with crop, mirror and gray map. Our releases are
+the planner's choice at epsilon 8 on each ``train``, attacked with ``holdout`` set aside.
 
-Expected before measuring: loss, SecMI, PIA and SimA above .9 on the memoriser, black-box attacks .8 to .95; every verbatim copy and nine of
-ten changed ones found; our releases at .5 to .6 and released. The network and the releases are kept in ``bench/work/audit_power``.
+Expected before measuring: loss, SecMI, PIA, SimA and the reference model above .9 on the memoriser, black-box attacks .8 to .95; every verbatim
+copy and nine of ten changed ones found; our releases at .5 to .6 and released. Networks and releases are kept in ``bench/work/audit_power``.
 """
 
 import os
 import sys
-import time
 from collections.abc import Iterator
 from copy import deepcopy
 from functools import cache
@@ -42,13 +41,14 @@ from busgen_privacy.folders import read_people
 from busgen_privacy.gate import decide
 from busgen_privacy.policy import GatePolicy
 from busgen_privacy.selection import choose, pool_weights
+from busgen_privacy.shadows import Shadows, set_aside
 from busgen_privacy.statistics import share_bounds
-from busgen_privacy.suite import Release, run
+from busgen_privacy.suite import DRAWS, Release, run
 
 WORK = Path(os.environ.get("BUSGEN_BENCH_WORK", ROOT / "bench" / "work")) / "audit_power"
 MEMBERS, STEPS, BATCH, LEARNING_RATE, DECAY = 60, int(os.environ.get("BUSGEN_BENCH_STEPS", "2500")), 16, 5e-4, 0.99
+SHADOW_STEPS = 500  # a fifth of the memoriser's: a shadow must know the people's kind, not each of them
 PER_CLASS = 200
-DRAWS = 2
 GATE = GatePolicy()
 
 Images = NDArray[np.uint8]
@@ -62,28 +62,33 @@ def everybody(hospital: str) -> Cohort:
     return Cohort(np.concatenate([side.images for side in sides]), *columns)
 
 
-def kept(people: Cohort, patients: set[str]) -> Cohort:
-    """Some patients of a cohort."""
-    rows = [i for i, patient in enumerate(people.patients) if patient in patients]
-    return Cohort(people.images[rows], *(tuple(column[i] for i in rows) for column in (people.classes, people.boxes, people.patients)))
-
-
 @cache
 def sides() -> tuple[Cohort, Cohort]:
     """The memoriser's members, and everybody else of the hospital."""
     people = everybody("warsaw")
     keys = np.random.default_rng(0).permutation(list(people.patient_rows())).tolist()
-    return kept(people, set(keys[:MEMBERS])), kept(people, set(keys[MEMBERS:]))
+    return people.only(keys[:MEMBERS]), people.only(keys[MEMBERS:])
 
 
 def memoriser() -> Generator:
     """The foundation after STEPS of Adam on the members' images, no privacy; averaged weights. Made once."""
-    file = WORK / f"memoriser-{STEPS}.safetensors"
+    return overfitted(sides()[0], STEPS, WORK / f"memoriser-{STEPS}.safetensors")
+
+
+def shadows() -> Shadows:
+    """One network taught as the memoriser was, but SHADOW_STEPS long and by half of the holdout. Made once."""
+    holdout = sides()[1]
+    patients = set_aside(holdout, seed=0)
+    return Shadows(networks=(overfitted(holdout.only(patients), SHADOW_STEPS, WORK / f"shadow-{SHADOW_STEPS}.safetensors"),), patients=patients)
+
+
+def overfitted(people: Cohort, steps: int, file: Path) -> Generator:
+    """The foundation after so many steps of Adam on these people's images, kept."""
     network = contiguous(shipped().network)
     if not file.exists():
-        people, rng, started = sides()[0], np.random.default_rng(1), time.time()
+        rng = np.random.default_rng(1)
         optimizer, average = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE), deepcopy(network)
-        for step in tqdm(range(STEPS), desc="memorise", unit="step"):
+        for step in tqdm(range(steps), desc=file.stem, unit="step"):
             rows = rng.integers(len(people), size=BATCH).tolist()
             noise = torch.from_numpy(rng.standard_normal((BATCH, network.fold**2, network.side, network.side), dtype=np.float32))
             (losses,) = patient_losses([network], shipped().scheduler, people, rows, noise=noise, sigmas=sigmas_at(rng.random(BATCH)))
@@ -94,7 +99,6 @@ def memoriser() -> Generator:
                 for mean, now in zip(average.parameters(), network.parameters(), strict=True):
                     mean.lerp_(now, 1 - min(DECAY, (1 + step) / (10 + step)))
         save_file({name: value.contiguous() for name, value in average.state_dict().items()}, file)
-        (WORK / "memoriser-seconds.txt").write_text(f"{time.time() - started:.0f}")
     network.load_state_dict(load_file(file))
     return network.eval().requires_grad_(False)
 
@@ -228,7 +232,7 @@ def main() -> None:
     if not released.exists():
         np.save(released, generated(shipped(), per_class=PER_CLASS, network=network, seed=77, classes=LESIONS)[0])
     access = Access(adapted=network, reference=shipped().network, scheduler=shipped().scheduler)
-    found["memoriser"] = attacked("memoriser", Release(images=np.load(released), access=access), *sides())
+    found["memoriser"] = attacked("memoriser", Release(images=np.load(released), access=access, shadows=shadows()), *sides())
     rows += attack_rows("memoriser", found["memoriser"], goal=True)
     for hospital in HOSPITALS:
         found[f"ours, {hospital}"] = attacked(f"ours-{hospital}", *ours(hospital))

@@ -60,6 +60,26 @@ def verify(config: Config = NODE_TOML, as_json: AsJson = False) -> None:
         sys.exit(1)
 
 
+@cohort_app.command("doubles")
+def doubles(config: Config = NODE_TOML, as_json: AsJson = False) -> None:
+    """List pictures that lie under two patients, also saved again: one woman known by two names, or a wrong file. Changes nothing.
+
+    An audit whose members and holdout share a picture measures nothing, so no job begins while one lies on both sides. Withdraw the patient
+    who is there by mistake ('busgen-node consent withdraw'), mend the source, and take that study in again.
+
+    Exit status: 0 none, 1 some, or refused, 2 wrong usage.
+    """
+    from busgen_client.cohort_files import pictures_twice
+
+    found = pictures_twice(open_cohort(load_settings(config)), progress=not as_json)
+    rows: list[dict[str, object]] = [
+        {side + what: value for side, row in (("", one), ("other_", other)) for what, value in row.items()} for one, other in found
+    ]
+    print_rows(rows, as_json=as_json)
+    if found:
+        sys.exit(1)
+
+
 @cohort_app.command("encrypt")
 def encrypt(
     rotate: Annotated[bool, typer.Option("--rotate", help="With a new data key; the old one goes once no file needs it.")] = False,

@@ -12,6 +12,7 @@ from enum import StrEnum
 from itertools import chain
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 from busgen_client.cohort import CohortStore, PatientRow
@@ -29,6 +30,7 @@ from busgen_client.papers import Paper, sealed_name
 from busgen_client.pseudonyms import Pseudonyms
 from busgen_client.storage import MAGIC, StorageSettings
 from busgen_core.errors import ConfigError, CorruptImageError, SealError, StateError
+from busgen_core.labels import Pathology
 
 BEAT_SECONDS = 20.0  # since the worker's last heartbeat; it has one every 5 s
 
@@ -232,3 +234,25 @@ def _sweep(store: CohortStore) -> None:
     store.files.sweep()
     HeldStore(store).sweep()
     sweep_halves(store.data / "spool")
+
+
+def pictures_twice(store: CohortStore, *, progress: bool = False) -> list[tuple[dict[str, str], dict[str, str]]]:
+    """Pictures under two patients: image id, role and the first twelve digits of the patient's key, of the one and of the other."""
+    from busgen_core.images import decode_gray  # imports torch
+    from busgen_privacy.cohort import Cohort
+    from busgen_privacy.lookalikes import doubles
+
+    rows = store.rows()
+    if not rows:
+        return []
+    read = [decode_gray(store.files.read(row), size=64) for row in tqdm(rows, desc="read", unit="image", disable=not progress)]
+    people = tuple(row.patient_key for row in rows)
+    cohort = Cohort(np.stack(read), tuple(Pathology(row.pathology) for row in rows), (None,) * len(rows), people)
+    with tqdm(total=len(rows), desc="compare", unit="image", disable=not progress) as bar:
+
+        def show(done: int, _: int) -> None:
+            bar.update(done - bar.n)
+
+        pairs = doubles(cohort, show)
+    told = [{"image": row.image_id, "role": row.role, "patient": row.patient_key[:12]} for row in rows]
+    return [(told[one], told[other]) for one, other in pairs]

@@ -3,6 +3,7 @@
 import shutil
 import socket
 import ssl
+from pathlib import Path
 
 from busgen_client.cohort import CohortStore, open_cohort
 from busgen_client.database import is_open_to_others, open_store
@@ -10,6 +11,7 @@ from busgen_client.jobs import JobStore
 from busgen_client.keys import flower_key_file
 from busgen_client.settings import NodeSettings
 from busgen_core.errors import BusgenError
+from busgen_privacy.folders import read_people
 from busgen_privacy.ledger import Ledger
 
 
@@ -32,6 +34,8 @@ def examine(settings: NodeSettings, *, hub: bool = True) -> list[dict[str, objec
     members, holdout = cohort.count_patients("member"), cohort.count_patients("holdout")
     enough = members >= settings.policy.smallest_cohort and holdout >= settings.policy.gate.smallest_holdout
     note("cohort", enough, "enough patients" if enough else "too few patients for the policy; take images in with 'busgen-node intake'")
+    if settings.audit.public is not None:
+        note("public images", *_public(settings.audit.public))
     age = JobStore(engine).worker_age_seconds()
     note("worker", age < 60, "alive" if age < 60 else "silent; is 'busgen-node start' running?")
     try:
@@ -52,6 +56,14 @@ def _sealed(cohort: CohortStore) -> tuple[bool, str]:
     except BusgenError as error:
         return False, f"{error.code}: {error}"
     return True, "the key opens the stored images" if cohort.vault.seals else "images are not sealed; keep the data folder on an encrypted disk"
+
+
+def _public(folder: Path) -> tuple[bool, str]:
+    try:
+        people = read_people(str(folder), one_image_each=True)
+    except BusgenError as error:
+        return False, f"{error.code}: {error}"
+    return True, f"{len(people)} of {len(people.patient_rows())} patients, for the audit"
 
 
 def _reach(settings: NodeSettings) -> tuple[bool, str]:

@@ -56,6 +56,26 @@ class AdaptSettings(BaseModel):
     minutes: float | None = Field(default=None, gt=0)
 
 
+class AuditSettings(BaseModel):
+    """What the audit of a release has beside the campaign's foundation.
+
+    Attributes:
+        public: Folder of public images, of nobody here, with an ``images.csv`` (columns ``file``, ``patient``): attacks are calibrated on them,
+            and re-identification, which needs 20 patients of several images, runs. Not given, images of the foundation stand in, and it does not.
+        shadows: Networks adapted to half of the holdout by the plan of the attacked one, for the reference-model attack; each costs what
+            that DP-SGD costs. 0, or a plan without DP-SGD: the attack is not run, and the report says so.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    public: Path | None = None
+    shadows: int = Field(default=0, ge=0, le=16)
+
+    def below(self, base: Path) -> "AuditSettings":
+        """The same with its path relative to ``base``."""
+        return self if self.public is None else self.model_copy(update={"public": base / self.public})
+
+
 class LabelSettings(BaseModel):
     """How labels are read.
 
@@ -92,6 +112,7 @@ class NodeSettings(TomlSettings):
         runtime_port: Loopback port between the SuperNode and its ClientApp.
         hub: How to reach the hub.
         adapt: How much work an adaptation may be.
+        audit: What the audit has to go by.
         pacs: Whom it speaks DICOM with.
         deidentify: What is kept of DICOM headers.
         labels: How labels are read.
@@ -107,6 +128,7 @@ class NodeSettings(TomlSettings):
     runtime_port: int = Field(default=9094, ge=1024, le=65535)
     hub: HubSettings
     adapt: AdaptSettings = AdaptSettings()
+    audit: AuditSettings = AuditSettings()
     pacs: PacsSettings = PacsSettings()
     deidentify: Choices = BASIC
     labels: LabelSettings = LabelSettings()
@@ -127,5 +149,5 @@ def load_settings(file: Path) -> NodeSettings:
     base = file.parent
     hub = settings.hub.model_copy(update={"ca_file": base / settings.hub.ca_file})
     labels = settings.labels if settings.labels.mapping is None else LabelSettings(mapping=base / settings.labels.mapping)
-    below = {"pacs": settings.pacs.below(base), "storage": settings.storage.below(base), "labels": labels}
+    below = {"pacs": settings.pacs.below(base), "storage": settings.storage.below(base), "labels": labels, "audit": settings.audit.below(base)}
     return settings.model_copy(update={"data": base / settings.data, "hub": hub, **below})

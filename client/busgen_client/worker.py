@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import secrets
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +30,7 @@ from busgen_client.release import build_unsigned
 from busgen_client.settings import CONFIG_VARIABLE, NodeSettings, load_settings
 from busgen_client.settle import at_work, record_work
 from busgen_core.downstream import Classifier
-from busgen_core.errors import BudgetExceededError, BusgenError, ConsentWithdrawnError, GateRefusedError, UnavailableError
+from busgen_core.errors import BudgetExceededError, BusgenError, ConsentWithdrawnError, GateRefusedError, InputError, UnavailableError
 from busgen_core.files import write_whole
 from busgen_core.foundation import Foundation, load_foundation, unpack_foundation
 from busgen_core.labels import Pathology
@@ -47,13 +48,15 @@ from busgen_privacy.dp.noise import noised as with_noise
 from busgen_privacy.dp.plan import AdaptationPlan
 from busgen_privacy.dp.reference import Reference, reference_of
 from busgen_privacy.findings import Findings
+from busgen_privacy.folders import read_people
 from busgen_privacy.ledger import Ledger, NamedEvent
-from busgen_privacy.suite import USUAL, Release
+from busgen_privacy.shadows import train as train_shadows
+from busgen_privacy.suite import DRAWS, USUAL, Release, check_people
 from busgen_privacy.suite import run as run_suite
 
 log = logging.getLogger("busgen.worker")
 
-AUDIT_DRAWS = 2  # noise draws for each image in white-box attacks
+SHADOWS = "shadows"  # folder of a job's shadow networks, until its audit is kept
 IDLE_SECONDS = 1.0
 CRASH_LIMIT = 5  # a phase that crashed so often in a row fails the job
 
@@ -135,6 +138,7 @@ class Worker:
         foundation_folder(self.settings.data, campaign)
         plan = self._plan(campaign)
         self._freeze(row)
+        self._auditable(row)
         record_work(job_folder(self.settings.data, row.campaign_id), self.ledger, row.campaign_id)
         figures = ("audit figures", plan.audit_event())
         cap = (min(campaign.epsilon, self.settings.policy.campaign_epsilon), campaign.delta)
@@ -147,6 +151,22 @@ class Worker:
         file = job_folder(self.settings.data, row.campaign_id) / COHORT_FILE
         if not file.exists():
             write_whole(file, json.dumps({"member": self.cohort.ids("member"), "holdout": self.cohort.ids("holdout")}).encode())
+
+    def _auditable(self, row: JobRow) -> None:
+        """Refuse before anything is spent what the audit would refuse after all was: patients or pictures on both sides, or among public ones."""
+        members, holdout = self._frozen(row, "member"), self._frozen(row, "holdout")
+        try:
+            check_people(members, holdout, *(self._public() or (members.images[:0], ())))
+        except InputError as error:
+            raise InputError(f"{error}; 'busgen-node cohort doubles' lists pictures under two patients") from None
+
+    def _public(self) -> tuple[NDArray[np.uint8], tuple[str, ...]] | None:
+        """Public images of the settings and whose they are; None where there are none."""
+        folder = self.settings.audit.public
+        if folder is None:
+            return None
+        people = read_people(str(folder), one_image_each=True)
+        return people.images, people.patients
 
     def _frozen(self, row: JobRow, role: Role) -> Cohort:
         images: list[str] = json.loads((job_folder(self.settings.data, row.campaign_id) / COHORT_FILE).read_text())[role]
@@ -205,9 +225,12 @@ class Worker:
         vault, members = self.cohort.vault, self._frozen(row, "member")
         audit = kept_audit(vault, self.settings.data, row.campaign_id, table=table, compared=len(images) + len(more))
         if audit is None:
-            release = self._attacked(campaign, foundation, folder, arrays(images)[0], more)
-            audit = self._attack(row, release, members, self._reference(foundation).images).model_copy(update={"table_sha256": table})
+            holdout = self._frozen(row, "holdout")
+            release = self._attacked(row, foundation, arrays(images)[0], more, holdout)
+            public = self._public() or (self._reference(foundation).images, ())
+            audit = self._attack(row, release, members, holdout, *public).model_copy(update={"table_sha256": table})
             keep_audit(vault, self.settings.data, row.campaign_id, audit)
+            shutil.rmtree(folder / SHADOWS, ignore_errors=True)
         travels = travelling(audit, self.settings.policy, SecureGaussian(), noise_multiplier=self._plan(campaign).audit_noise)
         verdict = build_unsigned(
             folder,
@@ -227,28 +250,35 @@ class Worker:
             raise GateRefusedError(f"campaign {row.campaign_id}: {'; '.join(verdict.reasons)}")
         self.jobs.move(row.campaign_id, JobState.REVIEW, progress=1.0)
 
-    def _attack(self, row: JobRow, release: Release, members: Cohort, public: NDArray[np.uint8]) -> Findings:
-        folder, holdout = job_folder(self.settings.data, row.campaign_id), self._frozen(row, "holdout")
+    def _attack(self, row: JobRow, release: Release, members: Cohort, holdout: Cohort, public: NDArray[np.uint8], groups: Sequence[str]) -> Findings:
+        folder = job_folder(self.settings.data, row.campaign_id)
         with at_work(folder, "audit", self.ledger, row.campaign_id), self._progress(row, JobState.AUDITING) as report:
             return run_suite(
                 release,
                 members,
                 holdout,
                 public,
+                groups=groups,
                 policy=self.settings.policy.gate,
-                draws=AUDIT_DRAWS,
+                draws=DRAWS,
                 seed=secrets.randbits(32),
                 progress=lambda _, done, total: report(done, total),
             )
 
-    def _attacked(self, campaign: Campaign, foundation: Foundation, folder: Path, images: NDArray[np.uint8], more: NDArray[np.uint8]) -> Release:
+    def _attacked(self, row: JobRow, foundation: Foundation, images: NDArray[np.uint8], more: NDArray[np.uint8], holdout: Cohort) -> Release:
         """What the audit attacks. Where nothing was trained the network is the public foundation, and there is nothing in it to attack."""
+        campaign, folder = Campaign.model_validate_json(row.campaign), job_folder(self.settings.data, row.campaign_id)
         plan = self._plan(campaign)
         release = Release(images=images, more=more if len(more) else None, epsilon=self._promised(campaign), delta=campaign.delta)
         if plan.dpsgd is None:
             return replace(release, no_access="nothing was trained, so the network is the public foundation as it was")
         adapted = load(foundation, plan, folder / "adapt").network
-        return replace(release, access=Access(adapted=adapted, reference=foundation.network, scheduler=foundation.scheduler))
+        release = replace(release, access=Access(adapted=adapted, reference=foundation.network, scheduler=foundation.scheduler))
+        if not (count := self.settings.audit.shadows):
+            return release
+        with at_work(folder, "audit", self.ledger, row.campaign_id), self._progress(row, JobState.AUDITING) as report:
+            where, seed = folder / SHADOWS, job_seed(folder)
+            return replace(release, shadows=train_shadows(foundation, holdout, plan.dpsgd, count=count, folder=where, seed=seed, progress=report))
 
     def _score(self, row: ScoreRow) -> None:
         """Score a downstream model on holdout patients; the counts are noised and paid for by the holdout account."""

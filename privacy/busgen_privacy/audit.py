@@ -55,9 +55,10 @@ class TravellingAudit(_Finding):
     released: int = Field(ge=1)
 
 
-# Attacks whose scores come from matrix products of all patients at once: their last digits may depend on who else is there. The hospital's
-# gate judges them; they stay out of the figure that travels, whose sensitivity rests on each score being that patient's alone, exactly.
-ROUNDED = frozenset({"registration"})
+# Attacks whose scores depend on other patients: ``registration`` by the last digits of matrix products of all at once, ``reference-model`` by whom
+# its shadows were adapted to. The hospital's gate judges them; they stay out of the figure that travels, whose sensitivity rests on each score
+# being that patient's alone, exactly.
+ENTANGLED = frozenset({"registration", "reference-model"})
 
 
 def travelling(audit: Findings, policy: Policy, noise: NoiseSource, *, noise_multiplier: float | None = None) -> TravellingAudit:
@@ -87,7 +88,7 @@ def travelling(audit: Findings, policy: Policy, noise: NoiseSource, *, noise_mul
     sensitivity = 1 / min(policy.smallest_cohort, policy.gate.smallest_holdout)
     multiplier = policy.audit_noise if noise_multiplier is None else noise_multiplier
     deviation = multiplier * sensitivity
-    deciding = [attack for attack in audit.attacks if not attack.diagnostic and attack.name not in ROUNDED]
+    deciding = [attack for attack in audit.attacks if not attack.diagnostic and attack.name not in ENTANGLED]
     if not deciding:
         raise GateRefusedError("no attack was run whose figure may travel")
     largest = max(attack.auc for attack in deciding)

@@ -1,6 +1,6 @@
 """A hospital's patients as the adaptation and the audit see them: frames, labels, boxes, opaque patient keys."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,6 +52,16 @@ class Cohort:
         for row, patient in enumerate(self.patients):
             rows.setdefault(patient, []).append(row)
         return dict(sorted(rows.items()))
+
+    def only(self, patients: Collection[str]) -> "Cohort":
+        """The rows of these patients, in their order."""
+        rows = [row for row, patient in enumerate(self.patients) if patient in patients]
+        return Cohort(
+            self.images[rows],
+            tuple(self.classes[row] for row in rows),
+            tuple(self.boxes[row] for row in rows),
+            tuple(self.patients[row] for row in rows),
+        )
 
     def views(self, rows: Sequence[int]) -> list[list[int]]:
         """Rows of one patient in groups of near-duplicates: images joined by steps of 1 - correlation below ``NEAR``; both in the rows' order.

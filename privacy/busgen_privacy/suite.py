@@ -3,8 +3,9 @@
 Nothing here decides: ``gate.judge`` does. White-box attacks run where the adapted network is given.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,10 +18,11 @@ from busgen_privacy.attacks.copies import NearCopies, near_copies
 from busgen_privacy.attacks.extraction import Extraction, extract
 from busgen_privacy.attacks.holdout_disclosure import holdout_disclosure
 from busgen_privacy.attacks.neighbours import nearest
-from busgen_privacy.cohort import Cohort, normalised
+from busgen_privacy.cohort import Cohort
 from busgen_privacy.findings import AttackFinding, ClosestRecords, CopyFinding, Disclosure, Distances, Findings, Hits, Pair, PatientScores
 from busgen_privacy.gate import ABOVE, BEYOND, Claim, granted_mu
 from busgen_privacy.leak import auc_of, gaussian_epsilon, split_epsilon
+from busgen_privacy.lookalikes import in_both
 from busgen_privacy.pixel_text import text_or_why
 from busgen_privacy.policy import GatePolicy
 from busgen_privacy.power import sight
@@ -38,15 +40,16 @@ from busgen_privacy.statistics import (
     surely_found,
 )
 
+if TYPE_CHECKING:  # attacks on images alone need neither torch nor diffusers
+    from busgen_privacy.shadows import Shadows
+
 Progress = Callable[[str, int, int], None]
 
+DRAWS = 2  # noise draws for each image in white-box attacks
 FALSE_ALARMS = (0.001, 0.01, 0.05)
 CLOSEST_PAIRS = 12
 USUAL = 10  # times the release, that copies are looked for among: Carlini et al. 2023 draw many more images than they show
-AT_ONCE = 512  # images embedded, or compared, at once
-# 1 - correlation below which two images are one. A phantom of 64 px saved again as JPEG of quality 75 lies at .027 at most; images of
-# different patients of three hospitals lie at .037 and above (BUSI, where patients are not known), .18 where they are, and public ones at .11.
-SAME = 0.03
+AT_ONCE = 512  # images embedded at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +63,7 @@ class Release:
         delta: Claim.
         access: The adapted network, where the attacker is given it; None where only images leave, or nothing was trained.
         no_access: Why there is none, for the report.
+        shadows: Networks for the reference-model attack, where there are some; asked only beside ``access``.
     """
 
     images: Frames
@@ -68,6 +72,7 @@ class Release:
     delta: float | None = None
     access: Access | None = None
     no_access: str = "no adapted network was given"
+    shadows: "Shadows | None" = None
 
 
 def run(
@@ -110,7 +115,8 @@ def run(
     closest = closest_record(embedded.released, embedded.members, embedded.holdout, seed=seed)
     told = holdout_disclosure(embedded.released, embedded.members, embedded.holdout, seed=seed)
     inside, outside = len(members.patient_rows()), len(holdout.patient_rows())
-    judged = _Judged.of(release, described.values(), policy, members=inside, holdout=outside)
+    deciding = [scores[name] for name, attack in described.items() if not attack.diagnostic]
+    judged = _Judged.of(release, deciding, policy, members=inside)
     attacks = tuple(_finding(attack, scores[name], release, judged, seed=seed) for name, attack in described.items())
     return Findings(
         epsilon=release.epsilon,
@@ -152,27 +158,28 @@ def _searched(looked: int, released: int) -> tuple[str, ...]:
 def check(release: Release, members: Cohort, holdout: Cohort, public: Frames, groups: Sequence[str] = ()) -> None:
     """Raise InputError for what would make every figure meaningless; see ``run``."""
     same_size(release.images, members.images, holdout.images, public, *([] if release.more is None else [release.more]))
+    check_people(members, holdout, public, groups)
+    if release.access is not None and _unchanged(release.access):
+        raise InputError("the adapted network is the reference, number for number: no attack on it could see anything")
+    taught = frozenset() if release.shadows is None else release.shadows.patients
+    if taught & set(members.patients) or len(set(holdout.patients) - taught) < 2:
+        raise InputError("shadow networks were adapted to members, or leave fewer than two holdout patients to attack")
+
+
+def check_people(members: Cohort, holdout: Cohort, public: Frames, groups: Sequence[str] = ()) -> None:
+    """What ``check`` asks of the real images alone, so that a node can ask before it spends; ``public`` may be empty. Raises InputError."""
+    same_size(members.images, holdout.images, *([public] if len(public) else []))
     inside, outside = set(members.patients), set(holdout.patients)
     if both := inside & outside:
         raise InputError(f"{len(both)} patients are members and holdout at once; the audit would measure nothing")
     if min(len(inside), len(outside)) < 2:
         raise InputError("an audit needs at least two members and two holdout patients")
-    if same := _shared(members.images, holdout.images):
+    if same := in_both(members.images, holdout.images):
         raise InputError(f"{same} images are of members and of holdout patients at once, or as good as the same; the split is not by patient")
     if known := set(groups) & (inside | outside):
         raise InputError(f"{len(known)} patients of the public images are members or holdout patients too; if they are not, give them other keys")
-    if same := _shared(public, members.images) + _shared(public, holdout.images):
+    if len(public) and (same := in_both(public, members.images) + in_both(public, holdout.images)):
         raise InputError(f"{same} public images are of members or holdout patients, or as good as the same; attacks would be turned round")
-    if release.access is not None and _unchanged(release.access):
-        raise InputError("the adapted network is the reference, number for number: no attack on it could see anything")
-
-
-def _shared(one: Frames, other: Frames) -> int:
-    """Images of one set that are in the other too, byte for byte or saved anew (``SAME``)."""
-    known, flat = {image.tobytes() for image in other}, normalised(other)
-    starts = range(0, len(one), AT_ONCE)
-    near = np.concatenate([(1 - normalised(one[start : start + AT_ONCE]) @ flat.T).min(1) < SAME for start in starts])
-    return sum(bool(is_near) or image.tobytes() in known for is_near, image in zip(near, one, strict=True))
 
 
 def _unchanged(access: Access) -> bool:
@@ -265,6 +272,17 @@ def _scores(
         a.name: Described(name=a.name, white=True, what=a.what, source=a.source, cost=passes[a.name] * attacked, diagnostic=False)
         for a in whitebox.STANDARD
     }
+    if release.shadows is None:
+        return scores, described, (*not_run, "Reference-model attack: no network adapted to other patients was given.")
+    from busgen_privacy.attacks import reference_model
+
+    beside = reference_model.attack(release.shadows.networks)
+    others = holdout[0].only(set(holdout[0].patients) - release.shadows.patients)
+    scores[beside.name] = beside.run(
+        release.access, members[0], others, draws=draws, seed=seed, progress=lambda d, of: progress("reference-model attack", d, of)
+    )
+    cost = beside.passes(draws) * (len(members[0]) + len(others))
+    described[beside.name] = Described(name=beside.name, white=True, what=beside.what, source=beside.source, cost=cost, diagnostic=False)
     return scores, described, not_run
 
 
@@ -300,14 +318,14 @@ class _Judged:
     alarm: float
 
     @classmethod
-    def of(cls, release: Release, attacks: Iterable[Described], policy: GatePolicy, *, members: int, holdout: int) -> "_Judged":
+    def of(cls, release: Release, deciding: Sequence[MemberScores], policy: GatePolicy, *, members: int) -> "_Judged":
         claim = Claim(epsilon=release.epsilon, delta=release.delta, members=members)
-        rates, deciding = sum(passing(holdout, fpr) >= 1 for fpr in FALSE_ALARMS), max(sum(not attack.diagnostic for attack in attacks), 1)
+        rates = sum(passing(len(scores.holdout), fpr) >= 1 for scores in deciding for fpr in FALSE_ALARMS)
         return cls(
             level=ABOVE * policy.family_level,
-            tests=deciding * (2 + rates),
+            tests=2 * len(deciding) + rates,
             null=auc_of(granted_mu(claim, policy)),
-            alarm=BEYOND * policy.family_level / (deciding * max(rates, 1)),
+            alarm=BEYOND * policy.family_level / max(rates, 1),
         )
 
     def caught(self, *, members: int, holdout: int, reach: float = 1.0) -> float | None:

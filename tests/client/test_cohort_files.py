@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ from busgen_client.settings import load_settings
 from busgen_client.storage import MAGIC, StorageSettings, Vault
 from busgen_core.errors import ConfigError, CorruptImageError, StateError, StorageFullError, StorageKeyError
 from busgen_core.labels import Pathology
-from tests.client.node import lay_out
+from tests.client.node import lay_out, new_image
 
 
 @pytest.fixture
@@ -480,6 +481,27 @@ def test_commands(tmp_path: Path) -> None:
     assert json.loads(runner.invoke(app, ["cohort", "summary", *config]).stdout)["quarantined"] == {"consent-withdrawn": "<5"}
     first(settings.data).unlink()
     assert runner.invoke(app, ["cohort", "verify", *config]).exit_code == 1
+
+
+def test_a_picture_under_two_patients_is_listed(tmp_path: Path) -> None:
+    """Two images of one patient alike are nothing; the same picture, also saved again, under another patient is one line and exit status 1."""
+    settings = lay_out(tmp_path)
+    store = plain(open_store(settings.data), settings.data)
+    runner, ask = CliRunner(), ["cohort", "doubles", "--config", str(tmp_path / "node.toml"), "--json"]
+    assert (runner.invoke(app, ask).exit_code, json.loads(runner.invoke(app, ask).stdout)) == (0, [])
+    own, other = new_image(store, "a", 0, role="member"), new_image(store, "b", 0, role="holdout")
+    for image in (own, replace(own, source_key=store.pseudonyms.key("again")), new_image(store, "a", 1, role="member"), other):
+        store.add(image)
+    assert runner.invoke(app, ask).exit_code == 0
+    noisy = np.clip(own.gray + np.random.default_rng(0).normal(0, 2, own.gray.shape), 0, 255).astype(np.uint8)
+    store.add(replace(other, gray=noisy, source_key=store.pseudonyms.key("mixed up")))
+    found = runner.invoke(app, ask)
+    lines = json.loads(found.stdout)
+    assert found.exit_code == 1
+    assert {frozenset((line["role"], line["other_role"])) for line in lines} == {frozenset(("member", "holdout"))}
+    keys = {store.pseudonyms.patient_key(name)[:12] for name in "ab"}
+    assert all({line["patient"], line["other_patient"]} == keys for line in lines)
+    assert len(lines) == 2  # the picture lies twice under the first patient
 
 
 def test_the_sites_key_is_changed_by_a_command(tmp_path: Path) -> None:

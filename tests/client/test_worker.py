@@ -13,12 +13,13 @@ from busgen_client.jobs import JobStore
 from busgen_client.keys import create_keys, public_keys
 from busgen_client.protocol import NodeProtocol, foundation_part, job_folder, release_file
 from busgen_client.release import approve, lay_out_again
-from busgen_client.settings import NodeSettings, load_settings
+from busgen_client.settings import AuditSettings, NodeSettings, load_settings
 from busgen_client.worker import Worker
 from busgen_core.digests import sha256_bytes
 from busgen_core.downstream import train_classifier
 from busgen_core.errors import SignatureError, StateError
 from busgen_core.foundation import foundation_digest
+from busgen_core.images import encode_png
 from busgen_core.labels import Pathology
 from busgen_core.phantom import simulate
 from busgen_core.repository import arrays, read_parquet, write_parquet
@@ -265,3 +266,55 @@ def test_sampling_goes_on_shard_by_shard(node: NodeSettings, foundation: Path, m
     Worker(node)._generate(row)
     assert [s.read_bytes() for s in shards] == before
     assert shards[0].stat().st_mtime_ns == kept
+
+
+def test_shadows_come_from_half_of_the_holdout_and_go_with_the_audit(node: NodeSettings, foundation: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With ``audit.shadows`` the suite gets networks adapted to 12 of the 24 holdout patients, and public images with their patients; then they go.
+
+    Fails if the setting is not asked, if members teach a shadow, or if a shadow is the foundation or the attacked network.
+    """
+    public = phantom_cohort(6, seed=5000)
+    folder = node.data.parent / "public"
+    folder.mkdir()
+    for number, image in enumerate(public.images):
+        (folder / f"{number}.png").write_bytes(encode_png(image))
+    (folder / "images.csv").write_text("file,patient\n" + "".join(f"{n}.png,p{n // 2}\n" for n in range(6)))
+    node = node.model_copy(update={"audit": AuditSettings(public=folder, shadows=1)})
+    looked: list[tuple[Release, int, tuple[str, ...]]] = []
+
+    def found_nothing(release: Release, members: Cohort, holdout: Cohort, known: object, *, groups: tuple[str, ...], **_: object) -> Findings:
+        assert np.array_equal(np.asarray(known), public.images)
+        looked.append((release, len(holdout.patient_rows()), groups))
+        assert release.more is not None
+        copies = COPIES.model_copy(update={"compared": len(release.images) + len(release.more)})
+        return findings(epsilon=release.epsilon, members=200, holdout=100, released=len(release.images), registered_copies=copies)
+
+    monkeypatch.setattr("busgen_client.worker.run_suite", found_nothing)
+    monkeypatch.setattr("busgen_client.worker.travelling", lambda found, policy, *_, **__: travelling(found, policy, SeededGaussian(2)))
+    jobs = accept(node, foundation, campaign(foundation))
+    while jobs.need("c1").state != JobState.REVIEW:
+        assert Worker(node).step()
+    ((release, holdout, groups),) = looked
+    assert (holdout, groups) == (24, ("p0", "p0", "p1", "p1", "p2", "p2"))
+    assert release.access is not None
+    assert release.shadows is not None
+    (shadow,) = release.shadows.networks
+    assert len(release.shadows.patients) == 12
+    assert all(patient.startswith("1000-") for patient in release.shadows.patients)
+    for other in (release.access.adapted, release.access.reference):
+        assert any(not np.array_equal(a.numpy(), b.numpy()) for a, b in zip(shadow.state_dict().values(), other.state_dict().values(), strict=True))
+    assert not (job_folder(node.data, "c1") / "shadows").exists()
+
+
+def test_one_picture_on_both_sides_ends_a_job_before_anything_is_spent(node: NodeSettings, foundation: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The audit would refuse it after all was spent, so the job ends at its start by name: no reservation, no file of the adaptation."""
+    cohorts = {"member": phantom_cohort(40, seed=0), "holdout": phantom_cohort(24, seed=1000)}
+    cohorts["holdout"].images[3] = cohorts["member"].images[7]
+    monkeypatch.setattr(CohortStore, "load", lambda self, role, only=(): cohorts[role])
+    jobs = accept(node, foundation, campaign(foundation))
+    assert Worker(node).step()
+    row = jobs.need("c1")
+    assert (row.state, row.code) == ("failed", "input-invalid")
+    assert "1 images are of members and of holdout patients at once" in row.message
+    assert not Ledger(node.data / "ledger.jsonl", site=node.site).charged("members")
+    assert not (job_folder(node.data, "c1") / "adapt").exists()

@@ -43,9 +43,10 @@ def test_one_patient_moves_the_auc_by_at_most_one_over_the_floor() -> None:
     assert 0.9 < worst <= 1
 
 
-def test_attacks_whose_scores_are_not_one_patients_alone_do_not_travel() -> None:
-    """The registration attack is judged at home; however high it is, the figure that travels neither holds nor names it."""
-    high = attack("registration", auc=1.0, epsilon=8, members=33, holdout=27)
+@pytest.mark.parametrize("name", ["registration", "reference-model"])
+def test_attacks_whose_scores_are_not_one_patients_alone_do_not_travel(name: str) -> None:
+    """These attacks are judged at home; however high one is, the figure that travels neither holds nor names it."""
+    high = attack(name, auc=1.0, epsilon=8, members=33, holdout=27)
     both, alone = (travelling(audit, POLICY, SeededGaussian(3)) for audit in (with_attack(audit_of(), high), audit_of()))
     assert both == alone
     with pytest.raises(GateRefusedError, match="may travel"):

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from busgen_core.errors import ConfigError, CorruptImageError, GateRefusedError, InputError, TableError, UnavailableError
+from busgen_core.errors import CheckpointError, ConfigError, CorruptImageError, GateRefusedError, InputError, TableError, UnavailableError
+from busgen_core.foundation import save_foundation
 from busgen_core.images import decode_gray, encode_png
 from busgen_core.repository import write_parquet
 from busgen_privacy import suite
@@ -21,6 +24,8 @@ from busgen_privacy.folders import read_people, read_release
 from busgen_privacy.suite import Release, check
 from tests.privacy.found import COPIES, findings
 from tests.privacy.pages import carried
+from tests.privacy.small import small_foundation
+from tests.privacy.test_shadows import SMALL64, same
 from tests.privacy.test_suite import sides
 from tests.releases import synthetic_images
 
@@ -307,3 +312,35 @@ def test_labels_that_no_image_has_are_refused(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text(json.dumps(manifest | {"labels": counts | {"normal": 99}}))
     with pytest.raises(InputError, match="labels"):
         read_release(tmp_path)
+
+
+def test_networks_are_attacked_where_they_are_given(tmp_path: Path, quick: list[Ran]) -> None:
+    """--network gives the suite the foundation with the file's numbers in place, --shadow others like it; each is named in the report.
+
+    Files that are none, that do not fit, or a shadow without a network are refused before anything is attacked.
+    """
+    (tmp_path / "files").mkdir()
+    names = {"adapted": 1, "other": 2}
+    for name, seed in names.items():
+        save_file(small_foundation(SMALL64, seed=seed).network.state_dict(), tmp_path / "files" / f"{name}.safetensors")
+    save_file({"nothing": torch.zeros(3)}, tmp_path / "files" / "foreign.safetensors")
+    (tmp_path / "files" / "text.safetensors").write_text("no tensors")
+    base = small_foundation(SMALL64)
+    save_foundation(tmp_path / "foundation", network=base.network, scheduler=base.scheduler, boxes=base.boxes, card="A test's.")
+    given = [*arguments(tmp_path, sides()[3]), "--foundation", str(tmp_path / "foundation")]
+
+    def files(*options: str) -> list[str]:
+        return [option if option.startswith("--") else str(tmp_path / "files" / f"{option}.safetensors") for option in options]
+
+    assert CliRunner().invoke(app, [*given, *files("--network", "adapted", "--shadow", "other", "--shadow", "other")]).exit_code == 0
+    (ran,) = quick
+    assert ran.release.access is not None
+    assert ran.release.shadows is not None
+    assert [same(ran.release.access.adapted, small_foundation(SMALL64, seed=seed).network) for seed in (0, 1)] == [False, True]
+    assert same(ran.release.access.reference, base.network)
+    assert [same(shadow, small_foundation(SMALL64, seed=2).network) for shadow in ran.release.shadows.networks] == [True, True]
+    assert "attacked, beside 2 adapted to other patients" in (tmp_path / "out" / "audit.html").read_text()
+    assert CliRunner().invoke(app, [*given, *files("--shadow", "other")]).exit_code == 2
+    for wrong in ("foreign", "text", "missing"):
+        assert isinstance(CliRunner().invoke(app, [*given, *files("--network", wrong)]).exception, CheckpointError)
+    assert len(quick) == 1

@@ -19,8 +19,9 @@ from busgen_privacy.cohort import Cohort, normalised
 from busgen_privacy.findings import Findings
 from busgen_privacy.findings_report import render_findings
 from busgen_privacy.gate import decide
+from busgen_privacy.lookalikes import SAME
 from busgen_privacy.policy import GatePolicy
-from busgen_privacy.suite import SAME, Embedded, Release, _black, check, run
+from busgen_privacy.suite import Embedded, Release, _black, check, run
 from tests.privacy.lettering import burned_in
 from tests.privacy.small import small_foundation
 from tests.privacy.test_report import Outline

@@ -78,12 +78,25 @@ def load_adapted(foundation: Foundation, file: Path, *, allow_seeded: bool) -> G
     tensors, metadata = _read(file)
     if metadata.get("noise") != "secure" and not (allow_seeded and metadata.get("noise") == "seeded"):
         raise CheckpointError(f"{file.name} was not adapted with secure noise; it cannot make a release")
+    return _placed(foundation, tensors, file.name)
+
+
+def load_weights(foundation: Foundation, file: Path) -> Generator:
+    """The foundation's network with a file's tensors in place, whoever trained them: all of its parameters, or those that changed. For audits.
+
+    Raises:
+        CheckpointError: not a safetensors file, or tensors that are not the foundation's by name and shape.
+    """
+    return _placed(foundation, _read(file)[0], file.name)
+
+
+def _placed(foundation: Foundation, tensors: Mapping[str, Tensor], name: str) -> Generator:
     network: Generator = deepcopy(foundation.network)
     parameters = dict(network.named_parameters())
-    for name, tensor in tensors.items():
-        if name not in parameters or parameters[name].shape != tensor.shape or not bool(torch.isfinite(tensor).all()):
-            raise CheckpointError(f"{file.name} does not fit this foundation")
-        parameters[name].data.copy_(tensor)
+    for key, tensor in tensors.items():
+        if key not in parameters or parameters[key].shape != tensor.shape or not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(f"{name} does not fit this foundation")
+        parameters[key].data.copy_(tensor)
     network.eval()
     return network
 

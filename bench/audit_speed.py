@@ -32,6 +32,7 @@ from busgen_privacy.cohort import Cohort
 from busgen_privacy.dp.adaptation import run as adapt
 from busgen_privacy.dp.planner import EFFORTS, Mechanics, recommend, split
 from busgen_privacy.folders import read_people
+from busgen_privacy.lookalikes import doubles
 from busgen_privacy.policy import Policy
 from busgen_privacy.suite import DRAWS, Release, run
 
@@ -61,6 +62,12 @@ def people(images: np.ndarray, prefix: str) -> Cohort:
     return Cohort(images, (Pathology.BENIGN,) * count, (None,) * count, tuple(f"{prefix}{i:04d}" for i in range(count)))
 
 
+def different(images: np.ndarray) -> np.ndarray:
+    """One of each group of images that an audit would take for one picture under two patients."""
+    twice = {later for _, later in doubles(people(images, "i"), lambda *_: None)}
+    return images[[row for row in range(len(images)) if row not in twice]]
+
+
 def adaptation(members: Cohort, *, trained: bool) -> tuple[float, int]:
     """Minutes of a node's adaptation to these members and of drawing 10,000 images' candidates, timed on DRAWN; and candidates of an image."""
     effort = EFFORTS[0]
@@ -81,8 +88,8 @@ def main() -> None:
     """Measure and write ``bench/results/audit_speed.json``."""
     WORK.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(os.cpu_count() or 1)
-    images = np.concatenate([everybody(hospital).images for hospital in HOSPITALS])
-    images = np.unique(images, axis=0)[np.random.default_rng(0).permutation(len(np.unique(images, axis=0)))[: MEMBERS + HOLDOUT]]
+    images = different(np.concatenate([everybody(hospital).images for hospital in HOSPITALS]))
+    images = images[np.random.default_rng(0).permutation(len(images))[: MEMBERS + HOLDOUT]]
     adapted = deepcopy(shipped().network)
     with torch.no_grad():
         for parameter in adapted.parameters():

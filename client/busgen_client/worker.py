@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from busgen_client.drawing import SELECTED, draw_pool, job_seed, not_chosen, rel
 from busgen_client.jobs import JobRow, JobStore, ScoreRow
 from busgen_client.planning import measured, plan_for
 from busgen_client.protocol import COHORT_FILE, foundation_part, job_folder, model_file
+from busgen_client.pseudonyms import MEMBER_SHARE
 from busgen_client.release import build_unsigned
 from busgen_client.settings import CONFIG_VARIABLE, NodeSettings, load_settings
 from busgen_client.settle import at_work, record_work
@@ -48,7 +49,7 @@ from busgen_privacy.dp.noise import noised as with_noise
 from busgen_privacy.dp.plan import AdaptationPlan
 from busgen_privacy.dp.reference import Reference, reference_of
 from busgen_privacy.findings import Findings
-from busgen_privacy.folders import read_people
+from busgen_privacy.folders import read_people, read_scanners
 from busgen_privacy.ledger import Ledger, NamedEvent
 from busgen_privacy.shadows import train as train_shadows
 from busgen_privacy.suite import DRAWS, USUAL, Release, check_people
@@ -59,6 +60,15 @@ log = logging.getLogger("busgen.worker")
 SHADOWS = "shadows"  # folder of a job's shadow networks, until its audit is kept
 IDLE_SECONDS = 1.0
 CRASH_LIMIT = 5  # a phase that crashed so often in a row fails the job
+
+
+@dataclass(frozen=True)
+class Public:
+    """Public images for the audit, uint8 [n, px, px]; patient and scanner of each, or nothing where unknown."""
+
+    images: NDArray[np.uint8]
+    patients: tuple[str, ...] = ()
+    scanners: tuple[str, ...] = ()
 
 
 class Worker:
@@ -156,17 +166,18 @@ class Worker:
         """Refuse before anything is spent what the audit would refuse after all was: patients or pictures on both sides, or among public ones."""
         members, holdout = self._frozen(row, "member"), self._frozen(row, "holdout")
         try:
-            check_people(members, holdout, *(self._public() or (members.images[:0], ())))
+            public = self._public() or Public(members.images[:0])
+            check_people(members, holdout, public.images, public.patients)
         except InputError as error:
             raise InputError(f"{error}; 'busgen-node cohort doubles' lists pictures under two patients") from None
 
-    def _public(self) -> tuple[NDArray[np.uint8], tuple[str, ...]] | None:
-        """Public images of the settings and whose they are; None where there are none."""
+    def _public(self) -> Public | None:
+        """Public images of the settings; None where there are none."""
         folder = self.settings.audit.public
         if folder is None:
             return None
         people = read_people(str(folder), one_image_each=True)
-        return people.images, people.patients
+        return Public(people.images, people.patients, read_scanners(str(folder)))
 
     def _frozen(self, row: JobRow, role: Role) -> Cohort:
         images: list[str] = json.loads((job_folder(self.settings.data, row.campaign_id) / COHORT_FILE).read_text())[role]
@@ -226,9 +237,9 @@ class Worker:
         audit = kept_audit(vault, self.settings.data, row.campaign_id, table=table, compared=len(images) + len(more))
         if audit is None:
             holdout = self._frozen(row, "holdout")
-            release = self._attacked(row, foundation, arrays(images)[0], more, holdout)
-            public = self._public() or (self._reference(foundation).images, ())
-            audit = self._attack(row, release, members, holdout, *public).model_copy(update={"table_sha256": table})
+            release = replace(self._attacked(row, foundation, arrays(images)[0], more, holdout), member_share=self._drawn(members, holdout))
+            public = self._public() or Public(self._reference(foundation).images)
+            audit = self._attack(row, release, members, holdout, public).model_copy(update={"table_sha256": table})
             keep_audit(vault, self.settings.data, row.campaign_id, audit)
             shutil.rmtree(folder / SHADOWS, ignore_errors=True)
         travels = travelling(audit, self.settings.policy, SecureGaussian(), noise_multiplier=self._plan(campaign).audit_noise)
@@ -250,15 +261,22 @@ class Worker:
             raise GateRefusedError(f"campaign {row.campaign_id}: {'; '.join(verdict.reasons)}")
         self.jobs.move(row.campaign_id, JobState.REVIEW, progress=1.0)
 
-    def _attack(self, row: JobRow, release: Release, members: Cohort, holdout: Cohort, public: NDArray[np.uint8], groups: Sequence[str]) -> Findings:
+    def _drawn(self, members: Cohort, holdout: Cohort) -> float | None:
+        """Chance with which each patient was drawn a member; None where a table named the role of one."""
+        own = self.cohort.pseudonyms.own_role
+        sides: dict[Role, Cohort] = {"member": members, "holdout": holdout}
+        return MEMBER_SHARE if all(own(patient) == role for role, side in sides.items() for patient in side.patient_rows()) else None
+
+    def _attack(self, row: JobRow, release: Release, members: Cohort, holdout: Cohort, public: Public) -> Findings:
         folder = job_folder(self.settings.data, row.campaign_id)
         with at_work(folder, "audit", self.ledger, row.campaign_id), self._progress(row, JobState.AUDITING) as report:
             return run_suite(
                 release,
                 members,
                 holdout,
-                public,
-                groups=groups,
+                public.images,
+                groups=public.patients,
+                scanners=public.scanners,
                 policy=self.settings.policy.gate,
                 draws=DRAWS,
                 seed=secrets.randbits(32),

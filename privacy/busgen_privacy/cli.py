@@ -65,6 +65,9 @@ def audit(
     one_image_per_patient: Annotated[
         bool, typer.Option("--one-image-per-patient", help="Where no table names patients: each real image is of another one.")
     ] = False,
+    member_share: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Chance with which each patient became a member, each by a draw of its own; for a bound of ε.")
+    ] = None,
     network: Annotated[Path | None, typer.Option(help="Adapted network, for white-box attacks: safetensors of the foundation's parameters.")] = None,
     shadow: Annotated[list[Path] | None, typer.Option(help="Like --network, adapted to patients of neither side; may be repeated.")] = None,
     foundation: Annotated[Path | None, typer.Option(help="Folder of the foundation that was adapted; not given, the shipped one.")] = None,
@@ -84,6 +87,8 @@ def audit(
 
     if shadow and network is None:
         raise typer.BadParameter("--shadow is for attacks on a network: give --network too")
+    if member_share in (0, 1):
+        raise typer.BadParameter("--member-share lies between 0 and 1")
     if (epsilon is None) != (delta is None):
         raise typer.BadParameter("a claim has both --epsilon and --delta")
     if epsilon is not None and delta is not None:
@@ -92,15 +97,16 @@ def audit(
     found, policy, bars = read_release(release), GatePolicy(), Bars()
     inside, outside = (read_people(where, one_image_each=one_image_per_patient) for where in (members, holdout))
     seed = secrets.randbits(32) if seed is None else seed
-    known, groups = _public(public, foundation, bars)
+    known, groups, scanners = _public(public, foundation, bars)
     subject = Release(
         images=found.images,
         more=None if more is None else read_release(more).images,
         epsilon=found.epsilon if epsilon is None else epsilon,
         delta=found.delta if delta is None else delta,
+        member_share=member_share,
         **_networks(network, shadow or (), foundation),
     )
-    findings = run(subject, inside, outside, known, groups=groups, policy=policy, draws=DRAWS, seed=seed, progress=bars)
+    findings = run(subject, inside, outside, known, groups=groups, scanners=scanners, policy=policy, draws=DRAWS, seed=seed, progress=bars)
     bars.close()
     verdict = decide(findings, policy)
     generated = found.images if subject.more is None else np.concatenate([found.images, subject.more])
@@ -176,13 +182,13 @@ def _foundation(where: Path | None) -> "Foundation":
     return load_foundation(SHIPPED if where is None else where)
 
 
-def _public(where: str | None, base: Path | None, bars: Bars) -> tuple[Images, tuple[str, ...]]:
-    """Images of nobody here, and their patients where they have some."""
-    from busgen_privacy.folders import read_people
+def _public(where: str | None, base: Path | None, bars: Bars) -> tuple[Images, tuple[str, ...], tuple[str, ...]]:
+    """Images of nobody here, and their patients and scanners where they have some."""
+    from busgen_privacy.folders import read_people, read_scanners
 
     if where is not None:
         people = read_people(where, one_image_each=True)
-        return people.images, people.patients
+        return people.images, people.patients, read_scanners(where)
     from busgen_core.labels import Pathology
     from busgen_core.sampling import SamplePlan, plan_images
 
@@ -190,7 +196,7 @@ def _public(where: str | None, base: Path | None, bars: Bars) -> tuple[Images, t
     if foundation.image_px != PX:
         raise InputError(f"this foundation does not draw images of {PX} px; give public images")
     plan = SamplePlan(seed=20_262, counts=dict.fromkeys(lesions, REFERENCE // 2))
-    return plan_images(foundation, plan, progress=partial(bars, "drawing reference images")), ()
+    return plan_images(foundation, plan, progress=partial(bars, "drawing reference images")), (), ()
 
 
 def main() -> None:

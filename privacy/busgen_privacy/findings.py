@@ -1,5 +1,6 @@
 """What a suite of attacks found, exact: for the hospital's eyes. As JSON it follows docs/audit.schema.json."""
 
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -21,6 +22,8 @@ class Hits(_Finding):
         tpr: Share of members found.
         low: Lower end of the exact 95 % interval; it pays for the threshold too.
         high: Upper end.
+        bootstrap_low: Lower end of the bootstrap's 95 % interval; narrower, and only roughly right where fpr x holdout is small.
+        bootstrap_high: Upper end.
         ceiling: The most that the claim allows; None without a claim.
         surely: Lower end that holds for the hit rates of all attacks together; the gate holds it against the ceiling.
     """
@@ -29,6 +32,8 @@ class Hits(_Finding):
     tpr: Share = Field(ge=0, le=1)
     low: Share = Field(ge=0, le=1)
     high: Share = Field(ge=0, le=1)
+    bootstrap_low: Share = Field(ge=0, le=1)
+    bootstrap_high: Share = Field(ge=0, le=1)
     ceiling: float | None = Field(default=None, ge=0, le=1)
     surely: Share = Field(default=0.0, ge=0, le=1)
 
@@ -61,6 +66,7 @@ class AttackFinding(_Finding):
         hits: At 1 % and .1 % false alarms where there are patients enough, and at 5 %.
         epsilon_low: Lower bound of epsilon at 95 %, if the mechanism is Gaussian (``leak.gaussian_epsilon``).
         epsilon_any: The same for any mechanism, at one threshold (``leak.split_epsilon``).
+        epsilon_coin: The same for any mechanism, from the draw of the roles (``leak.drawn_epsilon``); None: roles were not drawn one by one.
         caught: Smallest true AUC that this attack would have caught, four times out of five; None: none, for too few patients
             or too many equal scores.
         diagnostic: Shown, never deciding.
@@ -86,6 +92,7 @@ class AttackFinding(_Finding):
     hits: tuple[Hits, ...]
     epsilon_low: float = Field(ge=0)
     epsilon_any: float = Field(default=0.0, ge=0)
+    epsilon_coin: float | None = Field(default=None, ge=0)
     caught: float | None = Field(default=None, ge=0.5, le=1)
     diagnostic: bool
     scores: PatientScores
@@ -146,6 +153,24 @@ class Distances(_Finding):
     reference: tuple[float, ...]
 
 
+class Scanners(_Finding):
+    """Which public scanner the released images look most like; ``attributes.ScannerLeak`` in JSON. Diagnostic.
+
+    Attributes:
+        shares: Of the released images, by scanner, 0 to 1.
+        sure: Share that looks like one scanner with near certainty.
+        accuracy: Balanced accuracy with which public scanners are told apart, by patient; near chance the shares say nothing.
+        chance_low: 2.5 % quantile of that accuracy under permuted scanners.
+        chance_high: 97.5 % quantile.
+    """
+
+    shares: Mapping[str, float]
+    sure: float = Field(ge=0, le=1)
+    accuracy: float = Field(ge=0, le=1)
+    chance_low: float = Field(ge=0, le=1)
+    chance_high: float = Field(ge=0, le=1)
+
+
 class Findings(_Finding):
     """Everything that a suite found. Members and holdout are numbers of patients. Exact: never leaves the hospital.
 
@@ -164,12 +189,13 @@ class Findings(_Finding):
         reference: Public images that attacks were calibrated on.
         duplicates: Released images that are byte for byte another released one.
         text: Text in the released pixels; None: not looked for.
+        scanners: What the released images say of the scanner; None: no public images of known scanners.
         not_run: What was not run here, and why, a sentence each.
         seed: Of everything random; None: not kept.
         table_sha256: Of the released table, where a node audited it; it signs no other.
     """
 
-    version: Literal[2] = 2
+    version: Literal[3] = 3
     epsilon: float | None = Field(default=None, gt=0)
     delta: float | None = Field(default=None, gt=0, lt=1)
     attacks: tuple[AttackFinding, ...]
@@ -184,6 +210,7 @@ class Findings(_Finding):
     reference: int = Field(ge=1)
     duplicates: int = Field(ge=0)
     text: PixelText | None = None
+    scanners: Scanners | None = None
     not_run: tuple[str, ...]
     seed: int | None = Field(default=None, ge=0)
     table_sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")

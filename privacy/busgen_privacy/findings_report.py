@@ -22,6 +22,7 @@ FIGURES = (
     "ceiling",
     "epsilon_low",
     "epsilon_any",
+    "epsilon_coin",
     "caught",
     "copies",
     "registered",
@@ -54,7 +55,8 @@ def render_findings(
     attacks = ranked(findings.attacks)
     deciding = [attack for attack in attacks if not attack.diagnostic]
     seen = [attack.caught for attack in deciding if attack.caught is not None]
-    claim = findings.epsilon
+    claim, coins = findings.epsilon, any(attack.epsilon_coin is not None for attack in deciding)
+    computed = [name for name in FIGURES if name != "epsilon_coin" or coins]
     return render_page(
         "findings.html",
         language=language,
@@ -70,11 +72,12 @@ def render_findings(
         forest=forest([_estimate(attack) for attack in attacks]),
         rates=RATES,
         rocs=_rocs(findings, deciding),
+        coins=coins,
         epsilons=bars({attack.name: attack.epsilon_low for attack in deciding}, held=claim),
         distances=_distances(findings, language),
         pairs=[tuple(data_url(png) for png in pair) for pair in pairs],
         methods=_methods(attacks, language),
-        figures=figures(FIGURES if statement is None else (*FIGURES, "accountant"), language),
+        figures=figures(computed if statement is None else [*computed, "accountant"], language),
     )
 
 

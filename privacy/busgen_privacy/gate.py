@@ -20,7 +20,8 @@
 3.  Are there holdout patients enough?
 4.  Would the audit have seen a leak? At least one attack must have caught ``must_catch_auc`` four times out of five (``power``). One whose
     scores are mostly equal does not count: whatever order they had, it could not have been called.
-5.  Where text was looked for in the released pixels: does some read like a name, a number or a date? This follows from what leaves alone.
+5.  Does some text in the released pixels read like a name, a number or a date? This follows from what leaves alone. Where no engine could
+    read, the verdict says so.
 
 False alarms: if members and holdout are exchangeable and nothing was learnt, 1 refuses with chance at most ``family_level`` without a
 promise, and far less with one; the level is split over the three kinds of tests (``ABOVE``, ``BEYOND``, ``TURNED``). That assumes a split
@@ -62,6 +63,8 @@ INVERTED = (
     "Turned round it is an attack; or the inputs are wrong, and nothing here holds. Look at them first: "
     "are members among the public images, were members and holdout split at random?"
 )
+
+UNREAD = "Nobody looked for text in the released pixels (why: see what was not tested); look at the images before they leave."
 
 Checked = tuple[bool, str]  # whether all is well, and what to tell people
 
@@ -222,10 +225,10 @@ def judge(evidence: Evidence, policy: GatePolicy) -> GateVerdict:
     Returns:
         *refuse* with every reason against, and what the refusal itself tells; or *release* with everything that was checked.
     """
-    written = () if evidence.text is None else (evidence.text.judged(),)
-    checked = [*_attacked(evidence, policy), *_copied(evidence, policy), _held_out(evidence.holdout, policy), *written]
+    written = (True, UNREAD) if evidence.text is None else evidence.text.judged()
+    checked = [*_attacked(evidence, policy), *_copied(evidence, policy), _held_out(evidence.holdout, policy), written]
     if against := tuple(text for good, text in checked if not good):
-        of_images_alone = against == tuple(text for _, text in written)  # then no patient's own figure decided
+        of_images_alone = against == (written[1],)  # then no patient's own figure decided
         return GateVerdict(verdict="refuse", reasons=against if of_images_alone else (*against, STAYS))
     return GateVerdict(verdict="release", reasons=tuple(text for _, text in checked))
 

@@ -28,6 +28,7 @@ BLOCK = 500  # draws ranked at once
 MU_STEP, MOST_MU = 5e-3, 12.0  # accuracy of a bound on mu; beyond 12 nothing is left to tell
 # Cells of the integral over where the threshold fell, as chances; finer towards the end that decides small chances.
 CELLS = np.concatenate([np.linspace(0, 0.99, 600), 1 - np.geomspace(0.01, 1e-9, 400)[1:], [1.0]])
+FEWEST_COINS = 8  # patients; fewer leave no guess "out"
 ROUNDING = 1e-9
 
 
@@ -173,6 +174,24 @@ def _threshold_epsilons(inside: Scores, outside: Scores, thresholds: Scores, *, 
     return np.asarray(np.log(np.maximum(ratios, 1.0)))
 
 
+def drawn_epsilon(members: Scores, holdout: Scores, *, share: float, delta: float, seed: int, confidence: float = 0.95) -> float:
+    """Lower bound of epsilon for any mechanism from one run, where each patient became a member with chance ``share``, by a draw of its own.
+
+    Of the likelier side each patient is kept with chance (smaller share) / (larger share); of those who are left a fair coin made each a member
+    (Bayes), the others are as if they had always been there. Then ``coin_epsilon``; 0 where fewer than eight are left.
+
+    Raises:
+        InputError: a share outside (0, 1), or a score that is not finite.
+    """
+    if not 0 < share < 1:
+        raise InputError("the chance with which a patient was drawn a member lies between 0 and 1")
+    rng = np.random.default_rng(seed)
+    kept = [side[rng.random(len(side)) < min(1.0, rest / own)] for side, own, rest in ((members, share, 1 - share), (holdout, 1 - share, share))]
+    if sum(map(len, kept)) < FEWEST_COINS:
+        return 0.0
+    return coin_epsilon(np.concatenate(kept), np.repeat([True, False], [len(side) for side in kept]), delta=delta, confidence=confidence)
+
+
 def coin_epsilon(scores: Scores, present: NDArray[np.bool_], *, delta: float, confidence: float = 0.95) -> float:
     """Lower bound of epsilon for any mechanism from one run, where a fair coin of its own made each patient a member; 0 at least.
 
@@ -190,7 +209,7 @@ def coin_epsilon(scores: Scores, present: NDArray[np.bool_], *, delta: float, co
     """
     from busgen_privacy.dp.canaries import GUESSED_IN, GUESSED_OUT, right_guesses, steinke_bound
 
-    if len(scores) != len(present) or len(scores) < 8 or not np.isfinite(scores).all():
+    if len(scores) != len(present) or len(scores) < FEWEST_COINS or not np.isfinite(scores).all():
         raise InputError("a bound by coins needs a finite score for each of at least eight patients")
     inside, outside = int(GUESSED_IN * len(scores)), int(GUESSED_OUT * len(scores))
     right = right_guesses(scores, present, inside=inside, outside=outside)

@@ -11,7 +11,8 @@ import numpy as np
 
 from busgen_core.errors import InputError
 from busgen_core.quality.encoder import load_encoder
-from busgen_privacy.attacks import blackbox, reidentify
+from busgen_privacy.attacks import blackbox, copies, extraction, reidentify
+from busgen_privacy.attacks.attributes import scanner_leak
 from busgen_privacy.attacks.base import Access, BlackBoxAttack, Features, Frames, MemberScores, same_size
 from busgen_privacy.attacks.closest_record import closest_record
 from busgen_privacy.attacks.copies import NearCopies, near_copies
@@ -19,9 +20,9 @@ from busgen_privacy.attacks.extraction import Extraction, extract
 from busgen_privacy.attacks.holdout_disclosure import holdout_disclosure
 from busgen_privacy.attacks.neighbours import nearest
 from busgen_privacy.cohort import Cohort
-from busgen_privacy.findings import AttackFinding, ClosestRecords, CopyFinding, Disclosure, Distances, Findings, Hits, Pair, PatientScores
+from busgen_privacy.findings import AttackFinding, ClosestRecords, CopyFinding, Disclosure, Distances, Findings, Hits, Pair, PatientScores, Scanners
 from busgen_privacy.gate import ABOVE, BEYOND, Claim, granted_mu
-from busgen_privacy.leak import auc_of, gaussian_epsilon, split_epsilon
+from busgen_privacy.leak import auc_of, drawn_epsilon, gaussian_epsilon, split_epsilon
 from busgen_privacy.lookalikes import in_both
 from busgen_privacy.pixel_text import text_or_why
 from busgen_privacy.policy import GatePolicy
@@ -63,6 +64,7 @@ class Release:
         delta: Claim.
         access: The adapted network, where the attacker is given it; None where only images leave, or nothing was trained.
         no_access: Why there is none, for the report.
+        member_share: Chance with which each patient became a member, by a draw of its own; None: roles came about in another way.
         shadows: Networks for the reference-model attack, where there are some; asked only beside ``access``.
     """
 
@@ -72,6 +74,7 @@ class Release:
     delta: float | None = None
     access: Access | None = None
     no_access: str = "no adapted network was given"
+    member_share: float | None = None
     shadows: "Shadows | None" = None
 
 
@@ -82,6 +85,7 @@ def run(
     public: Frames,
     *,
     groups: Sequence[str] = (),
+    scanners: Sequence[str] = (),
     policy: GatePolicy,
     draws: int,
     seed: int,
@@ -95,6 +99,7 @@ def run(
         holdout: Patients it never saw, split off at random by patient before.
         public: Images of nobody here, for calibration: public ones, or images of the un-adapted foundation; uint8 [r, px, px].
         groups: Patient of each public image; with at least 20 of several images re-identification runs too.
+        scanners: Scanner of each public image, beside ``groups``: then the report says what released images tell of the scanner.
         policy: For the power of the attacks: level and what is granted.
         draws: Noise draws for each image in white-box attacks.
         seed: Of draws, bootstraps and permutations.
@@ -112,17 +117,20 @@ def run(
     scores[REGISTRATION.name] = found.scores
     described[REGISTRATION.name] = replace(REGISTRATION, cost=(len(members) + len(holdout)) * len(release.images))
     text, unread = text_or_why(list(release.images), seed=seed, progress=lambda done, of: progress("reading text in the images", done, of))
+    near = near_copies(release.images, members, holdout)
     closest = closest_record(embedded.released, embedded.members, embedded.holdout, seed=seed)
+    seen_scanners, unseen = _scanners(embedded, groups, scanners, seed=seed)
     told = holdout_disclosure(embedded.released, embedded.members, embedded.holdout, seed=seed)
     inside, outside = len(members.patient_rows()), len(holdout.patient_rows())
+    told_by_draw = {name: _by_draw(release, scores[name], outside, seed=seed) for name in described}
     deciding = [scores[name] for name, attack in described.items() if not attack.diagnostic]
     judged = _Judged.of(release, deciding, policy, members=inside)
-    attacks = tuple(_finding(attack, scores[name], release, judged, seed=seed) for name, attack in described.items())
+    attacks = tuple(_finding(attack, scores[name], release, judged, coin=told_by_draw[name], seed=seed) for name, attack in described.items())
     return Findings(
         epsilon=release.epsilon,
         delta=release.delta,
         attacks=attacks,
-        near_copies=_near(near_copies(release.images, members, holdout), len(release.images)),
+        near_copies=_near(near, len(release.images)),
         registered_copies=_registered(found, looked),
         disclosure=Disclosure(share=told.share, chance_low=told.chance_low, chance_high=told.chance_high, chance=told.p_value),
         closest_records=ClosestRecords(
@@ -138,11 +146,14 @@ def run(
         reference=len(public),
         duplicates=len(release.images) - len({image.tobytes() for image in release.images}),
         text=text,
+        scanners=seen_scanners,
         not_run=(
             *not_run,
+            *unseen,
             *(SILENT.format(name=attack.name) for attack in attacks if judged.silent(attack)),
             *unread,
             *_searched(looked, len(release.images)),
+            *_coarse(near.threshold, found.threshold),
         ),
         seed=seed,
     )
@@ -153,6 +164,29 @@ def _searched(looked: int, released: int) -> tuple[str, ...]:
     if looked >= USUAL * released:
         return ()
     return (f"Copies among {USUAL} times the release: {looked} images were looked at, {looked / released:.1f} times the release.",)
+
+
+def _scanners(embedded: "Embedded", groups: Sequence[str], scanners: Sequence[str], *, seed: int) -> tuple[Scanners | None, tuple[str, ...]]:
+    """What released images say of the scanner; or why nobody looked."""
+    if not groups or not scanners:
+        return None, ("Leak of scanners: the public images come without patients or scanners.",)
+    try:
+        leak = scanner_leak(embedded.public, scanners, groups, embedded.released, seed=seed)
+    except InputError as error:
+        return None, (f"Leak of scanners: {error}.",)
+    known = leak.public
+    chance = {"chance_low": known.chance_low, "chance_high": known.chance_high}
+    return Scanners(shares=dict(leak.shares), sure=leak.sure, accuracy=known.accuracy, **chance), ()
+
+
+def _coarse(near: float, registered: float) -> tuple[str, ...]:
+    """Searches whose threshold lies at its floor: it was to be half the distance between different patients, and they are nearer than that."""
+    floors = {"as they are": (near, copies.SMALLEST), "after registration": (registered, extraction.SMALLEST)}
+    return tuple(
+        f"Changed copies, {how}: some images of different patients are so alike that only what is nearer than {floor:g} counts as a copy."
+        for how, (threshold, floor) in floors.items()
+        if threshold <= floor
+    )
 
 
 def check(release: Release, members: Cohort, holdout: Cohort, public: Frames, groups: Sequence[str] = ()) -> None:
@@ -337,7 +371,7 @@ class _Judged:
         return not attack.diagnostic and attack.caught is None and self.caught(members=attack.members, holdout=attack.holdout) is not None
 
 
-def _finding(attack: Described, scores: MemberScores, release: Release, judged: _Judged, *, seed: int) -> AttackFinding:
+def _finding(attack: Described, scores: MemberScores, release: Release, judged: _Judged, *, coin: float | None, seed: int) -> AttackFinding:
     members, holdout = scores.members, scores.holdout
     (low, high), (exact_low, exact_high) = auc_interval(members, holdout, seed=seed), auc_exact_interval(members, holdout)
     delta, reach = release.delta or 1e-5, best_auc(members, holdout)
@@ -360,12 +394,20 @@ def _finding(attack: Described, scores: MemberScores, release: Release, judged: 
         hits=_hits(scores, claim, judged, seed=seed),
         epsilon_low=gaussian_epsilon(members, holdout, delta=delta),
         epsilon_any=split_epsilon(members, holdout, delta=delta, seed=seed),
+        epsilon_coin=coin,
         caught=judged.caught(members=len(members), holdout=len(holdout), reach=reach),
         diagnostic=attack.diagnostic,
         scores=PatientScores(members=tuple(members.tolist()), holdout=tuple(holdout.tolist())),
         members=len(members),
         holdout=len(holdout),
     )
+
+
+def _by_draw(release: Release, scores: MemberScores, holdout: int, *, seed: int) -> float | None:
+    """Bound of epsilon from the draw of roles; None where they were not drawn, or some holdout patients were set aside from this attack."""
+    if release.member_share is None or len(scores.holdout) != holdout:
+        return None
+    return drawn_epsilon(scores.members, scores.holdout, share=release.member_share, delta=release.delta or 1e-5, seed=seed)
 
 
 def _hits(scores: MemberScores, claim: tuple[float, float] | None, judged: _Judged, *, seed: int) -> tuple[Hits, ...]:
@@ -376,6 +418,8 @@ def _hits(scores: MemberScores, claim: tuple[float, float] | None, judged: _Judg
             tpr=hit.tpr,
             low=hit.low,
             high=hit.high,
+            bootstrap_low=hit.bootstrap_low,
+            bootstrap_high=hit.bootstrap_high,
             ceiling=None if claim is None else ceiling_tpr(*claim, fpr=hit.fpr),
             surely=surely_found(scores.members, scores.holdout, fpr=hit.fpr, alarm=judged.alarm),
         )

@@ -1,5 +1,6 @@
 """The worker's phases, in this process, on a tiny foundation: what it refuses, what it survives, what it signs."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from busgen_client.drawing import SELECTED, not_chosen, released_images
 from busgen_client.jobs import JobStore
 from busgen_client.keys import create_keys, public_keys
 from busgen_client.protocol import NodeProtocol, foundation_part, job_folder, release_file
+from busgen_client.pseudonyms import MEMBER_SHARE
 from busgen_client.release import approve, lay_out_again
 from busgen_client.settings import AuditSettings, NodeSettings, load_settings
 from busgen_client.worker import Worker
@@ -278,13 +280,13 @@ def test_shadows_come_from_half_of_the_holdout_and_go_with_the_audit(node: NodeS
     folder.mkdir()
     for number, image in enumerate(public.images):
         (folder / f"{number}.png").write_bytes(encode_png(image))
-    (folder / "images.csv").write_text("file,patient\n" + "".join(f"{n}.png,p{n // 2}\n" for n in range(6)))
+    (folder / "images.csv").write_text("file,patient,device\n" + "".join(f"{n}.png,p{n // 2},scanner {n % 2}\n" for n in range(6)))
     node = node.model_copy(update={"audit": AuditSettings(public=folder, shadows=1)})
-    looked: list[tuple[Release, int, tuple[str, ...]]] = []
+    looked: list[tuple[Release, int, object, object]] = []
 
-    def found_nothing(release: Release, members: Cohort, holdout: Cohort, known: object, *, groups: tuple[str, ...], **_: object) -> Findings:
+    def found_nothing(release: Release, members: Cohort, holdout: Cohort, known: object, **given: object) -> Findings:
         assert np.array_equal(np.asarray(known), public.images)
-        looked.append((release, len(holdout.patient_rows()), groups))
+        looked.append((release, len(holdout.patient_rows()), given["groups"], given["scanners"]))
         assert release.more is not None
         copies = COPIES.model_copy(update={"compared": len(release.images) + len(release.more)})
         return findings(epsilon=release.epsilon, members=200, holdout=100, released=len(release.images), registered_copies=copies)
@@ -294,8 +296,8 @@ def test_shadows_come_from_half_of_the_holdout_and_go_with_the_audit(node: NodeS
     jobs = accept(node, foundation, campaign(foundation))
     while jobs.need("c1").state != JobState.REVIEW:
         assert Worker(node).step()
-    ((release, holdout, groups),) = looked
-    assert (holdout, groups) == (24, ("p0", "p0", "p1", "p1", "p2", "p2"))
+    ((release, holdout, groups, scanners),) = looked
+    assert (holdout, groups, scanners) == (24, ("p0", "p0", "p1", "p1", "p2", "p2"), ("scanner 0", "scanner 1") * 3)
     assert release.access is not None
     assert release.shadows is not None
     (shadow,) = release.shadows.networks
@@ -318,3 +320,17 @@ def test_one_picture_on_both_sides_ends_a_job_before_anything_is_spent(node: Nod
     assert "1 images are of members and of holdout patients at once" in row.message
     assert not Ledger(node.data / "ledger.jsonl", site=node.site).charged("members")
     assert not (job_folder(node.data, "c1") / "adapt").exists()
+
+
+def test_roles_that_were_drawn_are_told_from_those_that_a_table_named(node: NodeSettings) -> None:
+    """Where each patient has the role of its own draw the audit may count on the draw; one patient of another role, and it may not."""
+    worker = Worker(node)
+    keys = [worker.cohort.pseudonyms.patient_key(str(number)) for number in range(30)]
+    sides = {
+        role: replace(phantom_cohort(len(own), seed=0), patients=tuple(own))
+        for role in ("member", "holdout")
+        if (own := [key for key in keys if worker.cohort.pseudonyms.own_role(key) == role])
+    }
+    assert worker._drawn(sides["member"], sides["holdout"]) == MEMBER_SHARE
+    named = replace(sides["holdout"], patients=(sides["member"].patients[0], *sides["holdout"].patients[1:]))
+    assert worker._drawn(sides["member"], named) is None

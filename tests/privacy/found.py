@@ -21,7 +21,7 @@ def attack(name: str = "loss", *, auc: float = 0.55, members: int = 80, holdout:
         "high": min(auc + 0.07, 1.0),
         "chance": 0.2,
         "ceiling": ceiling_auc(epsilon, 1e-5),
-        "hits": (Hits(fpr=0.05, tpr=0.05, low=0.0, high=0.2, ceiling=0.3),),
+        "hits": (Hits(fpr=0.05, tpr=0.05, low=0.0, high=0.2, bootstrap_low=0.01, bootstrap_high=0.1, ceiling=0.3),),
         "epsilon_low": 0.4,
         "caught": 0.72,
         "diagnostic": False,
@@ -38,7 +38,17 @@ def scored(name: str, inside: Scores, outside: Scores, *, attacks: int = 10, lev
     seen = [(fpr, hit_rate(inside, outside, fpr=fpr, seed=0, resamples=2)) for fpr in rates]
     alarm = BEYOND * level / (attacks * len(rates))
     hits = tuple(
-        Hits(fpr=fpr, tpr=hit.tpr, low=hit.low, high=hit.high, surely=surely_found(inside, outside, fpr=fpr, alarm=alarm)) for fpr, hit in seen if hit
+        Hits(
+            fpr=fpr,
+            tpr=hit.tpr,
+            low=hit.low,
+            high=hit.high,
+            bootstrap_low=hit.bootstrap_low,
+            bootstrap_high=hit.bootstrap_high,
+            surely=surely_found(inside, outside, fpr=fpr, alarm=alarm),
+        )
+        for fpr, hit in seen
+        if hit
     )
     seen_outright, reach = found_outright(inside, outside), best_auc(inside, outside)
     return attack(name, auc=auc(inside, outside), members=len(inside), holdout=len(outside), hits=hits, outright=seen_outright, reach=reach)

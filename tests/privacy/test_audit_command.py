@@ -332,8 +332,12 @@ def test_networks_are_attacked_where_they_are_given(tmp_path: Path, quick: list[
     def files(*options: str) -> list[str]:
         return [option if option.startswith("--") else str(tmp_path / "files" / f"{option}.safetensors") for option in options]
 
-    assert CliRunner().invoke(app, [*given, *files("--network", "adapted", "--shadow", "other", "--shadow", "other")]).exit_code == 0
+    assert (
+        CliRunner().invoke(app, [*given, *files("--network", "adapted", "--shadow", "other", "--shadow", "other"), "--member-share", "0.6"]).exit_code
+        == 0
+    )
     (ran,) = quick
+    assert ran.release.member_share == 0.6
     assert ran.release.access is not None
     assert ran.release.shadows is not None
     assert [same(ran.release.access.adapted, small_foundation(SMALL64, seed=seed).network) for seed in (0, 1)] == [False, True]
@@ -341,6 +345,7 @@ def test_networks_are_attacked_where_they_are_given(tmp_path: Path, quick: list[
     assert [same(shadow, small_foundation(SMALL64, seed=2).network) for shadow in ran.release.shadows.networks] == [True, True]
     assert "attacked, beside 2 adapted to other patients" in (tmp_path / "out" / "audit.html").read_text()
     assert CliRunner().invoke(app, [*given, *files("--shadow", "other")]).exit_code == 2
+    assert CliRunner().invoke(app, [*given, "--member-share", "1"]).exit_code == 2
     for wrong in ("foreign", "text", "missing"):
         assert isinstance(CliRunner().invoke(app, [*given, *files("--network", wrong)]).exception, CheckpointError)
     assert len(quick) == 1

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from busgen_core.errors import PolicyError
 from busgen_core.release import GateVerdict
 from busgen_privacy.audit import TravellingAttack, TravellingAudit
-from busgen_privacy.gate import STAYS, AttackFigures, CopyFigures, Evidence, HitFigures, decide, granted_mu, judge, promised_mu
+from busgen_privacy.gate import STAYS, UNREAD, AttackFigures, CopyFigures, Evidence, HitFigures, decide, granted_mu, judge, promised_mu
 from busgen_privacy.leak import auc_of
 from busgen_privacy.policy import MUST_CATCH_AUC, TIGHTER, TOLERATED_AUC, WEAKEST_PROMISE, GatePolicy, tightened
 from busgen_privacy.statistics import ceiling_auc, ceiling_tpr
@@ -62,6 +62,13 @@ def test_each_reason_alone_refuses(audit: TravellingAudit, reason: str) -> None:
     assert [reason in text for text in verdict.reasons] == [True]
 
 
+def test_text_that_nobody_looked_for_is_said() -> None:
+    """Without an engine that reads, the release may leave, but the verdict tells the officer to look at the images."""
+    assert [reason for reason in judge(Evidence.of(findings()), POLICY).reasons if "Nobody looked for text" in reason] == [UNREAD]
+    refused = judge(Evidence.of(findings(copies=2)), POLICY)
+    assert UNREAD not in refused.reasons
+
+
 def test_exact_findings_are_judged_whole() -> None:
     """``decide`` on a suite's findings is ``judge`` on what counts of them: diagnostics never decide, copies and attacks do."""
     assert decide(findings(), POLICY) == judge(Evidence.of(findings()), POLICY)
@@ -109,11 +116,11 @@ def against(verdict: GateVerdict) -> list[str]:
 
 
 def test_sound_evidence_is_released_with_what_was_checked() -> None:
-    """Every attack, what the audit would have caught, both searches for copies and the holdout are in the reasons, each once."""
+    """Every attack, what the audit would have caught, both searches for copies, the holdout and that nobody read text are in the reasons, once."""
     verdict = judge(GOOD, POLICY)
     assert verdict.verdict == "release"
     for word, reason in zip(
-        ("domias", "loss", "four times out of five", "near copies", "gray map are undone", "holdout has"), verdict.reasons, strict=True
+        ("domias", "loss", "four times out of five", "near copies", "gray map are undone", "holdout has", UNREAD), verdict.reasons, strict=True
     ):
         assert word in reason
 

@@ -11,7 +11,7 @@ from scipy.stats import beta, binom, mannwhitneyu, norm
 from busgen_core.errors import InputError
 from busgen_privacy.dp.accounting import gdp_mu
 from busgen_privacy.dp.canaries import steinke_bound
-from busgen_privacy.leak import auc_chance, auc_of, coin_epsilon, gaussian_epsilon, hit_chance, mu_of, split_epsilon
+from busgen_privacy.leak import auc_chance, auc_of, coin_epsilon, drawn_epsilon, gaussian_epsilon, hit_chance, mu_of, split_epsilon
 from busgen_privacy.statistics import auc, hit_rate
 
 Numbers = NDArray[np.float64]
@@ -170,6 +170,35 @@ def test_the_bound_by_coins_is_steinkes() -> None:
         bounds.append(coin_epsilon(rng.normal(MU_8 * present, 1), present, delta=1e-5))
     assert 1.3 < np.median(bounds) < 2.1
     assert max(bounds) < 8
+
+
+def test_the_bound_by_the_draw_is_the_one_by_coins_where_the_draw_was_fair() -> None:
+    """With a share of one half nobody is left out, and the bound is ``coin_epsilon``'s; of few patients nothing is said; no share, no bound."""
+    rng = np.random.default_rng(3)
+    inside, outside = rng.normal(3, 1, 90), rng.normal(0, 1, 110)
+    coins = coin_epsilon(np.concatenate([inside, outside]), np.arange(200) < 90, delta=1e-5)
+    assert drawn_epsilon(inside, outside, share=0.5, delta=1e-5, seed=1) == coins > 0
+    assert drawn_epsilon(inside[:4], outside[:3], share=0.5, delta=1e-5, seed=1) == 0
+    for share in (0.0, 1.0, 1.5):
+        with pytest.raises(InputError, match="between 0 and 1"):
+            drawn_epsilon(inside, outside, share=share, delta=1e-5, seed=1)
+
+
+@pytest.mark.parametrize("share", [0.6, 0.25])
+def test_the_bound_by_the_draw_holds_for_uneven_draws(share: float) -> None:
+    """Randomised response at epsilon 1, 400 patients: the bound is above 1 in at most 5 % of 400 runs (binomial slack), and is not idle.
+
+    Without leaving patients out, guessing "member" of all would look like a leak: with six in ten members, or one in four.
+    """
+    rng, bounds = np.random.default_rng(11), []
+    for run in range(400):
+        present = rng.random(400) < share
+        told = np.where(rng.random(400) < exp(1) / (1 + exp(1)), present, ~present) + 0.01 * rng.random(400)
+        bounds.append(drawn_epsilon(told[present], told[~present], share=share, delta=0.0, seed=run))
+    assert np.mean(np.array(bounds) > 1) <= 0.08
+    assert np.median(bounds) > 0.2
+    silent = [drawn_epsilon(rng.random(round(400 * share)), rng.random(round(400 * (1 - share))), share=share, delta=0.0, seed=n) for n in range(200)]
+    assert np.mean(np.array(silent) > 0) <= 0.1
 
 
 def test_what_is_no_score_is_refused() -> None:

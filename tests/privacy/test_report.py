@@ -168,7 +168,7 @@ def test_no_pixel_of_a_member_travels(sides: object) -> None:
 def peculiar() -> Findings:
     """Findings whose every figure is a number that nothing else has."""
     scores = PatientScores(members=(0.7713, 0.2291), holdout=(0.3319, 0.6617))
-    hits = (Hits(fpr=0.05, tpr=0.08643, low=0.01297, high=0.27183, ceiling=0.17729),)
+    hits = (Hits(fpr=0.05, tpr=0.08643, low=0.01297, high=0.27183, bootstrap_low=0.02361, bootstrap_high=0.18457, ceiling=0.17729),)
     one = attack(
         "loss",
         auc=0.61372,

@@ -21,7 +21,7 @@ from busgen_privacy.findings_report import render_findings
 from busgen_privacy.gate import decide
 from busgen_privacy.lookalikes import SAME
 from busgen_privacy.policy import GatePolicy
-from busgen_privacy.suite import Embedded, Release, _black, check, run
+from busgen_privacy.suite import Embedded, Release, _black, _coarse, check, run
 from tests.privacy.lettering import burned_in
 from tests.privacy.small import small_foundation
 from tests.privacy.test_report import Outline
@@ -255,3 +255,43 @@ def test_both_bounds_and_the_exact_interval_are_found() -> None:
     assert seen.exact_high == 1
     assert seen.outright == 1
     assert 0 < seen.epsilon_any < seen.epsilon_low
+
+
+def test_a_threshold_at_its_floor_is_named() -> None:
+    """Where different patients' images are nearly alike, only the nearest count as copies, and the report says what may be missed."""
+    assert _coarse(0.1, 0.3) == ()
+    both = _coarse(0.02, 0.05)
+    assert [("as they are" in both[0], "0.02" in both[0]), ("after registration" in both[1], "0.05" in both[1])] == [(True, True)] * 2
+
+
+def test_the_scanner_that_a_release_looks_like_is_named() -> None:
+    """Public images of two scanners, one of them bright; a release that is bright throughout: the finding and the report name that one.
+
+    Without patients or scanners the report says that nobody looked.
+    """
+    members, holdout, public, released = sides()
+    bright = np.arange(len(public)) % 2 == 0
+
+    def lit(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        return np.asarray(np.clip(images * 1.6 + 40, 0, 255), np.uint8)
+
+    shown = np.where(bright[:, None, None], lit(public), public)
+    groups, scanners = [f"p{i}" for i in range(len(public))], ["bright" if is_bright else "plain" for is_bright in bright]
+
+    def found(**known: list[str]) -> Findings:
+        release = Release(images=lit(released), epsilon=8.0, delta=1e-5)
+        return run(release, members, holdout, shown, **known, policy=POLICY, draws=1, seed=1, progress=lambda *_: None)  # type: ignore[arg-type]
+
+    with_leak = found(groups=groups, scanners=scanners)
+    leak = with_leak.scanners
+    assert leak is not None
+    assert leak.shares["bright"] > 0.7
+    assert leak.accuracy > leak.chance_high
+    page = render_findings(with_leak, verdict=decide(with_leak, POLICY), facts={})
+    assert "takes the released images for those below" in page
+    assert '<th scope="row">bright</th>' in page
+    without = found(groups=groups)
+    assert without.scanners is None
+    assert "Leak of scanners: the public images come without patients or scanners." in without.not_run
+    few = found(groups=groups[:1] * len(public), scanners=scanners)
+    assert any(text.startswith("Leak of scanners: a classifier needs two labels") for text in few.not_run)

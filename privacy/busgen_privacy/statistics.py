@@ -232,7 +232,7 @@ def _resampled_hits(members: Scores, holdout: Scores, fpr: float, rng: np.random
     size = len(members)
     weights = rng.multinomial(size, np.full(size, 1 / size), size=resamples) / size
     thresholds = _threshold(rng.choice(holdout, (resamples, len(holdout))), fpr)
-    return np.asarray((weights * (members[None] > thresholds[:, None])).sum(1))
+    return np.asarray(np.minimum((weights * (members[None] > thresholds[:, None])).sum(1), 1.0))  # weights add to 1 but for rounding
 
 
 def ceiling_auc(epsilon: float, delta: float) -> float:

@@ -235,3 +235,12 @@ def test_holm_accuses_no_family_of_innocents_too_often() -> None:
     families = np.concatenate([chances[:, :1].repeat(6, axis=1), chances[:, 1:]], axis=1)
     assert np.mean([any(holm(one.tolist(), level=0.05)) for one in families]) <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 4000)
     assert (families <= 0.05).any(1).mean() > 0.25
+
+
+@pytest.mark.parametrize("size", [7, 49, 60, 100, 113])
+def test_a_hit_rates_interval_stays_within_zero_and_one(size: int) -> None:
+    """Where every member is found the bootstrap's shares are sums of weights, which rounding can take above 1: never in the interval."""
+    found = hit_rate(np.arange(size) + 1000.0, np.arange(40.0), fpr=0.05, seed=0)
+    assert found is not None
+    assert (found.bootstrap_low, found.bootstrap_high, found.high) == (pytest.approx(1), pytest.approx(1), 1)
+    assert max(found.bootstrap_low, found.bootstrap_high) <= 1

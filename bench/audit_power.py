@@ -217,7 +217,7 @@ def plot(found: dict[str, Findings]) -> None:
         yticklabels=names,
     )
     axis.invert_yaxis()
-    axis.legend(loc="lower right")
+    axis.legend(loc="center left")
     figure.savefig(RESULTS / "audit_power.png", dpi=110)
 
 

@@ -64,8 +64,8 @@ def verify(config: Config = NODE_TOML, as_json: AsJson = False) -> None:
 def doubles(config: Config = NODE_TOML, as_json: AsJson = False) -> None:
     """List pictures that lie under two patients, also saved again: one woman known by two names, or a wrong file. Changes nothing.
 
-    An audit whose members and holdout share a picture measures nothing, so no job begins while one lies on both sides. Withdraw the patient
-    who is there by mistake ('busgen-node consent withdraw'), mend the source, and take that study in again.
+    An audit whose members and holdout share a picture measures nothing, so no job begins while one lies on both sides. To withdraw one of the
+    patients ('busgen-node consent withdraw' with the key that is listed) ends that, and is for ever: nothing of that patient is taken in again.
 
     Exit status: 0 none, 1 some, or refused, 2 wrong usage.
     """

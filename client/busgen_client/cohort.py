@@ -27,7 +27,7 @@ from sqlalchemy import Engine, delete, func, select
 from sqlalchemy.orm import Session
 
 from busgen_client import patients
-from busgen_client.cohort_rows import ROLES, ImageRow, JournalRow, ObjectRow, PatientRow, QuarantineRow, Role, WithdrawnRow
+from busgen_client.cohort_rows import DRAWN, ROLES, ImageRow, JournalRow, ObjectRow, PatientRow, QuarantineRow, Role, WithdrawnRow
 from busgen_client.database import Base, open_store, store_errors
 from busgen_client.image_files import ImageFiles
 from busgen_client.pseudonyms import site_pseudonyms
@@ -353,7 +353,7 @@ class CohortStore:
 
     def _new_patient(self, session: Session, image: NewImage) -> PatientRow:
         role = image.role or self.pseudonyms.own_role(image.patient_key)
-        patient = PatientRow(patient_key=image.patient_key, role=role, rule="given" if image.role else "hmac-60-40")
+        patient = PatientRow(patient_key=image.patient_key, role=role, rule="given" if image.role else DRAWN)
         proof = self.pseudonyms.role_proof(image.patient_key, role=role, rule=patient.rule)
         detail = {"patient": image.patient_key, "role": role, "rule": patient.rule, "stratum": image.pathology.value, "proof": proof}
         session.add_all([patient, JournalRow(event="split", detail=json.dumps(detail))])

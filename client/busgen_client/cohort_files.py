@@ -237,7 +237,7 @@ def _sweep(store: CohortStore) -> None:
 
 
 def pictures_twice(store: CohortStore, *, progress: bool = False) -> list[tuple[dict[str, str], dict[str, str]]]:
-    """Pictures under two patients: image id, role and the first twelve digits of the patient's key, of the one and of the other."""
+    """Pictures under two patients: image id, role and patient's key, of the one and of the other."""
     from busgen_core.images import decode_gray  # imports torch
     from busgen_privacy.cohort import Cohort
     from busgen_privacy.lookalikes import doubles
@@ -254,5 +254,5 @@ def pictures_twice(store: CohortStore, *, progress: bool = False) -> list[tuple[
             bar.update(done - bar.n)
 
         pairs = doubles(cohort, show)
-    told = [{"image": row.image_id, "role": row.role, "patient": row.patient_key[:12]} for row in rows]
+    told = [{"image": row.image_id, "role": row.role, "patient": row.patient_key} for row in rows]
     return [(told[one], told[other]) for one, other in pairs]

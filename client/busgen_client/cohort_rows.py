@@ -9,6 +9,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from busgen_client.database import Base
 
 Role = Literal["member", "holdout"]
+DRAWN = "hmac-60-40"  # by the node's own draw, ``pseudonyms.own_role``
 ROLES: tuple[Role, ...] = ("member", "holdout")
 OBJECT_DIGITS = 32  # of a DICOM object's key: what the spool names its files by, and what is left of an object that could not be read
 
@@ -24,7 +25,7 @@ class PatientRow(Base):
 
     patient_key: Mapped[str] = mapped_column(primary_key=True)
     role: Mapped[str]
-    rule: Mapped[str]  # "given" by the data set's authors, or "hmac-60-40"
+    rule: Mapped[str]  # "given" by the data set's authors, or DRAWN
 
 
 class MarkRow(Base):

@@ -1,5 +1,6 @@
 """The worker: takes accepted jobs through their phases, one at a time, each phase able to go on after a kill."""
 
+import io
 import json
 import logging
 import os
@@ -20,6 +21,7 @@ from sqlalchemy.exc import OperationalError
 
 from busgen_client.audited import keep_audit, kept_audit, table_digest
 from busgen_client.cohort import Role, open_cohort
+from busgen_client.cohort_rows import DRAWN
 from busgen_client.consent import remove_pictures
 from busgen_client.database import open_store
 from busgen_client.drawing import SELECTED, draw_pool, job_seed, not_chosen, released_images, select
@@ -50,7 +52,10 @@ from busgen_privacy.dp.plan import AdaptationPlan
 from busgen_privacy.dp.reference import Reference, reference_of
 from busgen_privacy.findings import Findings
 from busgen_privacy.folders import read_people, read_scanners
+from busgen_privacy.leak import like_a_draw
 from busgen_privacy.ledger import Ledger, NamedEvent
+from busgen_privacy.lookalikes import in_both
+from busgen_privacy.shadows import set_aside
 from busgen_privacy.shadows import train as train_shadows
 from busgen_privacy.suite import DRAWS, USUAL, Release, check_people
 from busgen_privacy.suite import run as run_suite
@@ -81,8 +86,15 @@ class Worker:
         self.cohort = open_cohort(settings, engine)
         self.ledger = Ledger(settings.data / "ledger.jsonl", site=settings.site)
         remove_pictures(engine, settings.data)
+        self._sweep_shadows()
         if settings.adapt.threads:
             torch.set_num_threads(settings.adapt.threads)
+
+    def _sweep_shadows(self) -> None:
+        """Delete what shadow networks a job left that is not being audited: it ended, was withdrawn, or its audit is kept."""
+        for row in self.jobs.all():
+            if row.state != JobState.AUDITING:
+                forget_shadows(job_folder(self.settings.data, row.campaign_id))
 
     def run_forever(self) -> None:
         """Work until the process ends; the heartbeat goes on during long phases."""
@@ -127,12 +139,15 @@ class Worker:
             crashes.unlink(missing_ok=True)
         except ConsentWithdrawnError as error:  # the job has ended while the phase ran
             remove_pictures(self.engine, self.settings.data)
+            forget_shadows(folder)
             log.warning("job.stopped campaign=%s code=%s", row.campaign_id, error.code)
         except (BudgetExceededError, GateRefusedError) as error:
             self.jobs.end(row.campaign_id, JobState.REFUSED, code=error.code, message=str(error))
+            forget_shadows(folder)
             log.warning("job.refused campaign=%s code=%s", row.campaign_id, error.code)
         except BusgenError as error:
             self.jobs.end(row.campaign_id, JobState.FAILED, code=error.code, message=str(error))
+            forget_shadows(folder)
             log.error("job.failed campaign=%s code=%s", row.campaign_id, error.code)
         except Exception as error:
             count = (int(crashes.read_text()) if crashes.exists() else 0) + 1
@@ -141,14 +156,14 @@ class Worker:
             if count >= CRASH_LIMIT:
                 message = f"{type(error).__name__} in phase {row.state}; see the worker's log"
                 self.jobs.end(row.campaign_id, JobState.FAILED, code="worker-crash", message=message)
+                forget_shadows(folder)
 
     # 1. Budget first: nothing private is read for training before the ledger holds the reservation.
     def _begin(self, row: JobRow) -> None:
         campaign = Campaign.model_validate_json(row.campaign)
-        foundation_folder(self.settings.data, campaign)
-        plan = self._plan(campaign)
+        foundation, plan = self._foundation(campaign), self._plan(campaign)
         self._freeze(row)
-        self._auditable(row)
+        self._auditable(row, foundation, plan)
         record_work(job_folder(self.settings.data, row.campaign_id), self.ledger, row.campaign_id)
         figures = ("audit figures", plan.audit_event())
         cap = (min(campaign.epsilon, self.settings.policy.campaign_epsilon), campaign.delta)
@@ -162,22 +177,27 @@ class Worker:
         if not file.exists():
             write_whole(file, json.dumps({"member": self.cohort.ids("member"), "holdout": self.cohort.ids("holdout")}).encode())
 
-    def _auditable(self, row: JobRow) -> None:
-        """Refuse before anything is spent what the audit would refuse after all was: patients or pictures on both sides, or among public ones."""
-        members, holdout = self._frozen(row, "member"), self._frozen(row, "holdout")
-        try:
-            public = self._public() or Public(members.images[:0])
-            check_people(members, holdout, public.images, public.patients)
-        except InputError as error:
-            raise InputError(f"{error}; 'busgen-node cohort doubles' lists pictures under two patients") from None
+    def _auditable(self, row: JobRow, foundation: Foundation, plan: AdaptationPlan) -> None:
+        """Refuse before anything is spent what the audit would refuse after all was: sides or public images that it cannot tell apart."""
+        members, holdout, public = self._frozen(row, "member"), self._frozen(row, "holdout"), self._public(row, foundation)
+        if same := in_both(members.images, holdout.images):
+            raise InputError(f"{same} pictures are of members and of holdout patients at once; 'busgen-node cohort doubles' lists them")
+        check_people(members, holdout, public.images, public.patients)
+        if self.settings.audit.shadows and plan.dpsgd is not None:
+            set_aside(holdout, seed=0)
 
-    def _public(self) -> Public | None:
-        """Public images of the settings; None where there are none."""
-        folder = self.settings.audit.public
-        if folder is None:
-            return None
-        people = read_people(str(folder), one_image_each=True)
-        return Public(people.images, people.patients, read_scanners(str(folder)))
+    def _public(self, row: JobRow, foundation: Foundation) -> Public:
+        """Images that attacks are calibrated on: those of the settings as they were when the job began, or the foundation's."""
+        kept, folder = job_folder(self.settings.data, row.campaign_id) / "public.npz", self.settings.audit.public
+        if folder is not None and not kept.exists():
+            people = read_people(str(folder), one_image_each=True)
+            packed = io.BytesIO()
+            np.savez(packed, images=people.images, patients=np.array(people.patients), scanners=np.array(read_scanners(str(folder)), dtype=str))
+            write_whole(kept, packed.getvalue())
+        if not kept.exists():
+            return Public(self._reference(foundation).images)
+        with np.load(kept) as found:
+            return Public(found["images"], tuple(found["patients"].tolist()), tuple(found["scanners"].tolist()))
 
     def _frozen(self, row: JobRow, role: Role) -> Cohort:
         images: list[str] = json.loads((job_folder(self.settings.data, row.campaign_id) / COHORT_FILE).read_text())[role]
@@ -238,10 +258,12 @@ class Worker:
         if audit is None:
             holdout = self._frozen(row, "holdout")
             release = replace(self._attacked(row, foundation, arrays(images)[0], more, holdout), member_share=self._drawn(members, holdout))
-            public = self._public() or Public(self._reference(foundation).images)
-            audit = self._attack(row, release, members, holdout, public).model_copy(update={"table_sha256": table})
+            public = self._public(row, foundation)
+            audit = self._attack(row, release, members, holdout, public, self._reference(foundation).images).model_copy(
+                update={"table_sha256": table}
+            )
             keep_audit(vault, self.settings.data, row.campaign_id, audit)
-            shutil.rmtree(folder / SHADOWS, ignore_errors=True)
+        forget_shadows(folder)
         travels = travelling(audit, self.settings.policy, SecureGaussian(), noise_multiplier=self._plan(campaign).audit_noise)
         verdict = build_unsigned(
             folder,
@@ -262,12 +284,13 @@ class Worker:
         self.jobs.move(row.campaign_id, JobState.REVIEW, progress=1.0)
 
     def _drawn(self, members: Cohort, holdout: Cohort) -> float | None:
-        """Chance with which each patient was drawn a member; None where a table named the role of one."""
-        own = self.cohort.pseudonyms.own_role
-        sides: dict[Role, Cohort] = {"member": members, "holdout": holdout}
-        return MEMBER_SHARE if all(own(patient) == role for role, side in sides.items() for patient in side.patient_rows()) else None
+        """Chance with which each patient was drawn a member; None where a table named the role of one, or the sides do not look like such a draw."""
+        people, _ = self.cohort.split()
+        named = any(people[patient].rule != DRAWN for side in (members, holdout) for patient in side.patient_rows())
+        sizes = len(members.patient_rows()), len(holdout.patient_rows())
+        return None if named or not like_a_draw(*sizes, share=MEMBER_SHARE) else MEMBER_SHARE
 
-    def _attack(self, row: JobRow, release: Release, members: Cohort, holdout: Cohort, public: Public) -> Findings:
+    def _attack(self, row: JobRow, release: Release, members: Cohort, holdout: Cohort, public: Public, before: NDArray[np.uint8]) -> Findings:
         folder = job_folder(self.settings.data, row.campaign_id)
         with at_work(folder, "audit", self.ledger, row.campaign_id), self._progress(row, JobState.AUDITING) as report:
             return run_suite(
@@ -277,6 +300,7 @@ class Worker:
                 public.images,
                 groups=public.patients,
                 scanners=public.scanners,
+                before=before if public.scanners else None,
                 policy=self.settings.policy.gate,
                 draws=DRAWS,
                 seed=secrets.randbits(32),
@@ -364,6 +388,16 @@ class Worker:
                 self.jobs.move(row.campaign_id, state, progress=done / max(total, 1))
 
         yield report
+
+
+def forget_shadows(folder: Path) -> None:
+    """Delete a job's shadow networks, which know holdout patients; where that fails the next start of the worker tries again."""
+    if not (folder / SHADOWS).exists():
+        return
+    try:
+        shutil.rmtree(folder / SHADOWS)
+    except OSError as error:
+        log.error("shadows.left campaign=%s error=%s", folder.name, type(error).__name__)
 
 
 def foundation_ready(data: Path, row: JobRow) -> bool:

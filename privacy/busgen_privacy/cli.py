@@ -87,7 +87,7 @@ def audit(
 
     if shadow and network is None:
         raise typer.BadParameter("--shadow is for attacks on a network: give --network too")
-    if member_share in (0, 1):
+    if member_share is not None and not 0 < member_share < 1:
         raise typer.BadParameter("--member-share lies between 0 and 1")
     if (epsilon is None) != (delta is None):
         raise typer.BadParameter("a claim has both --epsilon and --delta")
@@ -151,7 +151,8 @@ def _claimed(epsilon: float | None, delta: float | None, *, by: str) -> str:
 
 
 def _told(network: Path | None, shadows: Sequence[Path]) -> str:
-    return "not given" if network is None else f"attacked, beside {len(shadows)} adapted to other patients"
+    beside = f", beside {len(shadows)} adapted to other patients" if shadows else ""
+    return "not given" if network is None else f"attacked{beside}"
 
 
 class _Attacked(TypedDict):

@@ -158,6 +158,7 @@ class Scanners(_Finding):
 
     Attributes:
         shares: Of the released images, by scanner, 0 to 1.
+        before: The same of images that the generator drew before it was adapted; None: there are none. Only a difference speaks of patients.
         sure: Share that looks like one scanner with near certainty.
         accuracy: Balanced accuracy with which public scanners are told apart, by patient; near chance the shares say nothing.
         chance_low: 2.5 % quantile of that accuracy under permuted scanners.
@@ -165,6 +166,7 @@ class Scanners(_Finding):
     """
 
     shares: Mapping[str, float]
+    before: Mapping[str, float] | None = None
     sure: float = Field(ge=0, le=1)
     accuracy: float = Field(ge=0, le=1)
     chance_low: float = Field(ge=0, le=1)

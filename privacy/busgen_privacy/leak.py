@@ -28,6 +28,7 @@ BLOCK = 500  # draws ranked at once
 MU_STEP, MOST_MU = 5e-3, 12.0  # accuracy of a bound on mu; beyond 12 nothing is left to tell
 # Cells of the integral over where the threshold fell, as chances; finer towards the end that decides small chances.
 CELLS = np.concatenate([np.linspace(0, 0.99, 600), 1 - np.geomspace(0.01, 1e-9, 400)[1:], [1.0]])
+UNLIKELY = 1e-4  # chance of sides so uneven, below which they did not come about by the draw that is claimed
 FEWEST_COINS = 8  # patients; fewer leave no guess "out"
 ROUNDING = 1e-9
 
@@ -174,11 +175,23 @@ def _threshold_epsilons(inside: Scores, outside: Scores, thresholds: Scores, *, 
     return np.asarray(np.log(np.maximum(ratios, 1.0)))
 
 
+def like_a_draw(members: int, holdout: int, *, share: float) -> bool:
+    """Whether so many patients on each side could come from a draw of each with this chance: exact two-sided test at 1e-4.
+
+    >>> like_a_draw(60, 40, share=0.6), like_a_draw(60, 60, share=0.1)
+    (True, False)
+    """
+    from scipy.stats import binomtest
+
+    return bool(binomtest(members, members + holdout, share).pvalue >= UNLIKELY)
+
+
 def drawn_epsilon(members: Scores, holdout: Scores, *, share: float, delta: float, seed: int, confidence: float = 0.95) -> float:
     """Lower bound of epsilon for any mechanism from one run, where each patient became a member with chance ``share``, by a draw of its own.
 
     Of the likelier side each patient is kept with chance (smaller share) / (larger share); of those who are left a fair coin made each a member
-    (Bayes), the others are as if they had always been there. Then ``coin_epsilon``; 0 where fewer than eight are left.
+    (Bayes), the others are as if they had always been there. Then ``coin_epsilon``; 0 where fewer than eight are left. A share that is not
+    the true one makes a leak out of nothing: ask ``like_a_draw`` first.
 
     Raises:
         InputError: a share outside (0, 1), or a score that is not finite.

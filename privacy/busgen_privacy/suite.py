@@ -22,7 +22,7 @@ from busgen_privacy.attacks.neighbours import nearest
 from busgen_privacy.cohort import Cohort
 from busgen_privacy.findings import AttackFinding, ClosestRecords, CopyFinding, Disclosure, Distances, Findings, Hits, Pair, PatientScores, Scanners
 from busgen_privacy.gate import ABOVE, BEYOND, Claim, granted_mu
-from busgen_privacy.leak import auc_of, drawn_epsilon, gaussian_epsilon, split_epsilon
+from busgen_privacy.leak import auc_of, drawn_epsilon, gaussian_epsilon, like_a_draw, split_epsilon
 from busgen_privacy.lookalikes import in_both
 from busgen_privacy.pixel_text import text_or_why
 from busgen_privacy.policy import GatePolicy
@@ -42,6 +42,7 @@ from busgen_privacy.statistics import (
 )
 
 if TYPE_CHECKING:  # attacks on images alone need neither torch nor diffusers
+    from busgen_core.generator import Generator
     from busgen_privacy.shadows import Shadows
 
 Progress = Callable[[str, int, int], None]
@@ -86,6 +87,7 @@ def run(
     *,
     groups: Sequence[str] = (),
     scanners: Sequence[str] = (),
+    before: Frames | None = None,
     policy: GatePolicy,
     draws: int,
     seed: int,
@@ -100,6 +102,7 @@ def run(
         public: Images of nobody here, for calibration: public ones, or images of the un-adapted foundation; uint8 [r, px, px].
         groups: Patient of each public image; with at least 20 of several images re-identification runs too.
         scanners: Scanner of each public image, beside ``groups``: then the report says what released images tell of the scanner.
+        before: Images that the generator drew before it was adapted, same px: what they tell of the scanner is no patient's.
         policy: For the power of the attacks: level and what is granted.
         draws: Noise draws for each image in white-box attacks.
         seed: Of draws, bootstraps and permutations.
@@ -119,7 +122,7 @@ def run(
     text, unread = text_or_why(list(release.images), seed=seed, progress=lambda done, of: progress("reading text in the images", done, of))
     near = near_copies(release.images, members, holdout)
     closest = closest_record(embedded.released, embedded.members, embedded.holdout, seed=seed)
-    seen_scanners, unseen = _scanners(embedded, groups, scanners, seed=seed)
+    seen_scanners, unseen = _scanners(embedded, groups, scanners, before, seed=seed)
     told = holdout_disclosure(embedded.released, embedded.members, embedded.holdout, seed=seed)
     inside, outside = len(members.patient_rows()), len(holdout.patient_rows())
     told_by_draw = {name: _by_draw(release, scores[name], outside, seed=seed) for name in described}
@@ -166,17 +169,20 @@ def _searched(looked: int, released: int) -> tuple[str, ...]:
     return (f"Copies among {USUAL} times the release: {looked} images were looked at, {looked / released:.1f} times the release.",)
 
 
-def _scanners(embedded: "Embedded", groups: Sequence[str], scanners: Sequence[str], *, seed: int) -> tuple[Scanners | None, tuple[str, ...]]:
+def _scanners(
+    embedded: "Embedded", groups: Sequence[str], scanners: Sequence[str], before: Frames | None, *, seed: int
+) -> tuple[Scanners | None, tuple[str, ...]]:
     """What released images say of the scanner; or why nobody looked."""
     if not groups or not scanners:
-        return None, ("Leak of scanners: the public images come without patients or scanners.",)
+        return None, ("Leak of scanners: nothing names a patient and a scanner for each public image.",)
     try:
-        leak = scanner_leak(embedded.public, scanners, groups, embedded.released, seed=seed)
+        usual = None if before is None else load_encoder()(before)
+        leak = scanner_leak(embedded.public, scanners, groups, embedded.released, before=usual, seed=seed)
     except InputError as error:
         return None, (f"Leak of scanners: {error}.",)
     known = leak.public
     chance = {"chance_low": known.chance_low, "chance_high": known.chance_high}
-    return Scanners(shares=dict(leak.shares), sure=leak.sure, accuracy=known.accuracy, **chance), ()
+    return Scanners(shares=dict(leak.shares), before=leak.before, sure=leak.sure, accuracy=known.accuracy, **chance), ()
 
 
 def _coarse(near: float, registered: float) -> tuple[str, ...]:
@@ -193,11 +199,26 @@ def check(release: Release, members: Cohort, holdout: Cohort, public: Frames, gr
     """Raise InputError for what would make every figure meaningless; see ``run``."""
     same_size(release.images, members.images, holdout.images, public, *([] if release.more is None else [release.more]))
     check_people(members, holdout, public, groups)
-    if release.access is not None and _unchanged(release.access):
-        raise InputError("the adapted network is the reference, number for number: no attack on it could see anything")
+    if release.access is not None:
+        _check_networks(release.access, release.shadows)
     taught = frozenset() if release.shadows is None else release.shadows.patients
     if taught & set(members.patients) or len(set(holdout.patients) - taught) < 2:
         raise InputError("shadow networks were adapted to members, or leave fewer than two holdout patients to attack")
+    sizes, share = (len(members.patient_rows()), len(holdout.patient_rows())), release.member_share
+    if share is not None and not (0 < share < 1 and like_a_draw(*sizes, share=share)):
+        raise InputError(
+            f"{sizes[0]} members and {sizes[1]} holdout patients do not come from a draw of each with chance {share:g} of being a member"
+        )
+
+
+def _check_networks(access: Access, shadows: "Shadows | None") -> None:
+    """Raise InputError for networks that are one network under two names: attacks that compare them could see nothing."""
+    named = [("the adapted network", access.adapted), ("the reference", access.reference)]
+    named += [(f"shadow {number}", network) for number, network in enumerate(() if shadows is None else shadows.networks, 1)]
+    for place, (name, network) in enumerate(named):
+        for other, known in named[:place]:
+            if _same(network, known):
+                raise InputError(f"{other} and {name} are one network, number for number: no attack that compares them could see anything")
 
 
 def check_people(members: Cohort, holdout: Cohort, public: Frames, groups: Sequence[str] = ()) -> None:
@@ -213,13 +234,16 @@ def check_people(members: Cohort, holdout: Cohort, public: Frames, groups: Seque
     if known := set(groups) & (inside | outside):
         raise InputError(f"{len(known)} patients of the public images are members or holdout patients too; if they are not, give them other keys")
     if len(public) and (same := in_both(public, members.images) + in_both(public, holdout.images)):
-        raise InputError(f"{same} public images are of members or holdout patients, or as good as the same; attacks would be turned round")
+        raise InputError(
+            f"{same} images that attacks are calibrated on (public ones, or the foundation's) are of members or holdout patients, or as good as the "
+            "same; attacks would be turned round"
+        )
 
 
-def _unchanged(access: Access) -> bool:
-    """Whether both networks hold the same numbers under the same names."""
-    adapted, reference = access.adapted.state_dict(), access.reference.state_dict()
-    return adapted.keys() == reference.keys() and all(np.array_equal(adapted[name].cpu().numpy(), reference[name].cpu().numpy()) for name in adapted)
+def _same(one: "Generator", other: "Generator") -> bool:
+    """Whether two networks hold the same numbers under the same names."""
+    own, known = one.state_dict(), other.state_dict()
+    return own.keys() == known.keys() and all(np.array_equal(own[name].cpu().numpy(), known[name].cpu().numpy()) for name in own)
 
 
 @dataclass(frozen=True, kw_only=True)

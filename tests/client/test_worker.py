@@ -1,6 +1,5 @@
 """The worker's phases, in this process, on a tiny foundation: what it refuses, what it survives, what it signs."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ import tomli_w
 from busgen_client.audited import TABLE
 from busgen_client.cohort import CohortStore
 from busgen_client.drawing import SELECTED, not_chosen, released_images
-from busgen_client.jobs import JobStore
+from busgen_client.jobs import JobRow, JobStore
 from busgen_client.keys import create_keys, public_keys
 from busgen_client.protocol import NodeProtocol, foundation_part, job_folder, release_file
 from busgen_client.pseudonyms import MEMBER_SHARE
@@ -19,8 +18,8 @@ from busgen_client.settings import AuditSettings, NodeSettings, load_settings
 from busgen_client.worker import Worker
 from busgen_core.digests import sha256_bytes
 from busgen_core.downstream import train_classifier
-from busgen_core.errors import SignatureError, StateError
-from busgen_core.foundation import foundation_digest
+from busgen_core.errors import BusgenError, ConsentWithdrawnError, GateRefusedError, InputError, SignatureError, StateError
+from busgen_core.foundation import foundation_digest, load_foundation
 from busgen_core.images import encode_png
 from busgen_core.labels import Pathology
 from busgen_core.phantom import simulate
@@ -35,6 +34,7 @@ from busgen_privacy.dp.noise import SeededGaussian
 from busgen_privacy.findings import Findings
 from busgen_privacy.ledger import Ledger
 from busgen_privacy.suite import Release
+from tests.client.node import lay_out, new_image
 from tests.journeys.world import tiny_foundation
 from tests.privacy.found import COPIES, findings
 
@@ -73,6 +73,7 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> NodeSettings:
     cohorts = {"member": phantom_cohort(40, seed=0), "holdout": phantom_cohort(24, seed=1000)}
     monkeypatch.setattr(CohortStore, "load", lambda self, role, only=(): cohorts[role])
     monkeypatch.setattr(CohortStore, "ids", lambda self, role: [])
+    monkeypatch.setattr(Worker, "_drawn", lambda self, members, holdout: None)  # nobody of it is in the store
     monkeypatch.setattr("busgen_privacy.dp.reference.PER_CLASS", 16)  # a small reference: every test has its own node
     monkeypatch.setattr(CohortStore, "count_patients", lambda self, role: len(set(cohorts[role].patients)))
     return settings
@@ -317,20 +318,113 @@ def test_one_picture_on_both_sides_ends_a_job_before_anything_is_spent(node: Nod
     assert Worker(node).step()
     row = jobs.need("c1")
     assert (row.state, row.code) == ("failed", "input-invalid")
-    assert "1 images are of members and of holdout patients at once" in row.message
+    assert "1 pictures are of members and of holdout patients at once" in row.message
+    assert "busgen-node cohort doubles" in row.message
     assert not Ledger(node.data / "ledger.jsonl", site=node.site).charged("members")
     assert not (job_folder(node.data, "c1") / "adapt").exists()
 
 
-def test_roles_that_were_drawn_are_told_from_those_that_a_table_named(node: NodeSettings) -> None:
-    """Where each patient has the role of its own draw the audit may count on the draw; one patient of another role, and it may not."""
+def test_roles_that_were_drawn_are_told_from_those_that_a_table_named(tmp_path: Path) -> None:
+    """Where the node drew each patient's role the audit may count on the draw; with one that a table named, also the drawn one, it may not."""
+    node = lay_out(tmp_path)
     worker = Worker(node)
-    keys = [worker.cohort.pseudonyms.patient_key(str(number)) for number in range(30)]
-    sides = {
-        role: replace(phantom_cohort(len(own), seed=0), patients=tuple(own))
-        for role in ("member", "holdout")
-        if (own := [key for key in keys if worker.cohort.pseudonyms.own_role(key) == role])
-    }
-    assert worker._drawn(sides["member"], sides["holdout"]) == MEMBER_SHARE
-    named = replace(sides["holdout"], patients=(sides["member"].patients[0], *sides["holdout"].patients[1:]))
-    assert worker._drawn(sides["member"], named) is None
+    for number in range(40):
+        worker.cohort.add(new_image(worker.cohort, f"p{number}", 0, role=None))
+    sides = worker.cohort.load("member"), worker.cohort.load("holdout")
+    assert worker._drawn(*sides) == MEMBER_SHARE
+    assert worker._drawn(sides[0].only(sides[0].patients[:1]), sides[1]) is None  # so uneven by no draw
+    worker.cohort.add(new_image(worker.cohort, "named", 0, role="member"))
+    assert worker._drawn(worker.cohort.load("member"), worker.cohort.load("holdout")) is None
+
+
+LEFT = "shadows/0/adapted.safetensors"
+
+
+def planted_shadow(node: NodeSettings, jobs: JobStore) -> Path:
+    """A shadow network's file in the job's folder."""
+    file = job_folder(node.data, "c1") / LEFT
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(b"network")
+    return file
+
+
+@pytest.mark.parametrize("error", [InputError, ConsentWithdrawnError, GateRefusedError])
+def test_no_ending_of_a_job_leaves_a_shadow(node: NodeSettings, foundation: Path, monkeypatch: pytest.MonkeyPatch, error: type[BusgenError]) -> None:
+    """However a phase ends the job, shadows go; what a killed worker left of an ended job goes when the next one starts."""
+    jobs = accept(node, foundation, campaign(foundation))
+    worker = Worker(node)
+
+    def ends(row: JobRow) -> None:
+        planted_shadow(node, jobs)
+        raise error("ended")
+
+    monkeypatch.setattr(worker, "_begin", ends)
+    assert worker.step()
+    folder = job_folder(node.data, "c1") / "shadows"
+    assert not folder.exists()
+    if error is not ConsentWithdrawnError:  # that one finds the job ended already
+        planted_shadow(node, jobs)
+        Worker(node)
+        assert not folder.exists()
+
+
+def test_a_kept_audits_shadows_go_also_after_a_kill(node: NodeSettings, foundation: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker killed between keeping the audit and deleting its shadows: the next one takes up the audit and deletes them."""
+    node = untrained(node)
+
+    def found_nothing(release: Release, *_: object, **__: object) -> Findings:
+        assert release.more is not None
+        copies = COPIES.model_copy(update={"compared": len(release.images) + len(release.more)})
+        return findings(epsilon=release.epsilon, members=200, holdout=100, released=len(release.images), registered_copies=copies)
+
+    monkeypatch.setattr("busgen_client.worker.run_suite", found_nothing)
+    monkeypatch.setattr("busgen_client.worker.travelling", lambda found, policy, *_, **__: travelling(found, policy, SeededGaussian(2)))
+    jobs = accept(node, foundation, campaign(foundation))
+    while jobs.need("c1").state != JobState.REVIEW:
+        assert Worker(node).step()
+    lay_out_again(jobs, "c1")
+    left = planted_shadow(node, jobs)
+    monkeypatch.setattr("busgen_client.worker.run_suite", lambda *_, **__: pytest.fail("the kept audit was not taken up"))
+    assert Worker(node).step()
+    assert not left.exists()
+
+
+def test_public_images_are_those_of_the_jobs_beginning(node: NodeSettings, foundation: Path) -> None:
+    """The folder may be gone when the audit comes: the job kept its images. One that is empty or gone at the beginning ends it, nothing spent."""
+    folder = node.data.parent / "public"
+    folder.mkdir()
+    public = phantom_cohort(3, seed=5000)
+    for number, image in enumerate(public.images):
+        (folder / f"{number}.png").write_bytes(encode_png(image))
+    node = node.model_copy(update={"audit": AuditSettings(public=folder)})
+    jobs = accept(node, foundation, campaign(foundation))
+    worker = Worker(node)
+    assert worker.step()
+    assert jobs.need("c1").state == "adapting"
+    for file in folder.iterdir():
+        file.unlink()
+    kept = worker._public(jobs.need("c1"), load_foundation(foundation))
+    assert np.array_equal(kept.images, public.images)
+    assert len(kept.patients) == 3
+    spent = Ledger(node.data / "ledger.jsonl", site=node.site).charged("members")
+    jobs.end("c1", JobState.FAILED, code="test", message="out of the way")
+    accept(node, foundation, campaign(foundation, name="c2"))
+    assert worker.step()
+    row = jobs.need("c2")
+    assert (row.state, row.code) == ("failed", "input-invalid")
+    assert "doubles" not in row.message
+    assert Ledger(node.data / "ledger.jsonl", site=node.site).charged("members") == spent
+
+
+def test_too_few_patients_for_shadows_end_a_job_before_anything_is_spent(
+    node: NodeSettings, foundation: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With ``audit.shadows`` and three holdout patients the audit could not run: said at the start."""
+    cohorts = {"member": phantom_cohort(40, seed=0), "holdout": phantom_cohort(3, seed=1000)}
+    monkeypatch.setattr(CohortStore, "load", lambda self, role, only=(): cohorts[role])
+    jobs = accept(node.model_copy(update={"audit": AuditSettings(shadows=1)}), foundation, campaign(foundation))
+    assert Worker(node.model_copy(update={"audit": AuditSettings(shadows=1)})).step()
+    row = jobs.need("c1")
+    assert row.state == "failed"
+    assert "four holdout patients" in row.message
+    assert not Ledger(node.data / "ledger.jsonl", site=node.site).charged("members")

@@ -320,10 +320,20 @@ def test_networks_are_attacked_where_they_are_given(tmp_path: Path, quick: list[
     Files that are none, that do not fit, or a shadow without a network are refused before anything is attacked.
     """
     (tmp_path / "files").mkdir()
-    names = {"adapted": 1, "other": 2}
+    names = {"adapted": 1, "other": 2, "third": 3}
     for name, seed in names.items():
         save_file(small_foundation(SMALL64, seed=seed).network.state_dict(), tmp_path / "files" / f"{name}.safetensors")
-    save_file({"nothing": torch.zeros(3)}, tmp_path / "files" / "foreign.safetensors")
+    whole = small_foundation(SMALL64).network.state_dict()
+    first, values = next(iter(whole.items()))
+    wrong = {
+        "foreign": {"nothing": torch.zeros(3)},
+        "whole numbers": whole | {first: torch.ones_like(values, dtype=torch.int8)},
+        "complex": whole | {first: values.to(torch.complex64)},
+        "beyond": whole | {first: torch.full_like(values, 1e300, dtype=torch.float64)},
+        "nan": whole | {first: torch.full_like(values, float("nan"))},
+    }
+    for name, tensors in wrong.items():
+        save_file(tensors, tmp_path / "files" / f"{name}.safetensors")
     (tmp_path / "files" / "text.safetensors").write_text("no tensors")
     base = small_foundation(SMALL64)
     save_foundation(tmp_path / "foundation", network=base.network, scheduler=base.scheduler, boxes=base.boxes, card="A test's.")
@@ -333,7 +343,7 @@ def test_networks_are_attacked_where_they_are_given(tmp_path: Path, quick: list[
         return [option if option.startswith("--") else str(tmp_path / "files" / f"{option}.safetensors") for option in options]
 
     assert (
-        CliRunner().invoke(app, [*given, *files("--network", "adapted", "--shadow", "other", "--shadow", "other"), "--member-share", "0.6"]).exit_code
+        CliRunner().invoke(app, [*given, *files("--network", "adapted", "--shadow", "other", "--shadow", "third"), "--member-share", "0.6"]).exit_code
         == 0
     )
     (ran,) = quick
@@ -342,10 +352,11 @@ def test_networks_are_attacked_where_they_are_given(tmp_path: Path, quick: list[
     assert ran.release.shadows is not None
     assert [same(ran.release.access.adapted, small_foundation(SMALL64, seed=seed).network) for seed in (0, 1)] == [False, True]
     assert same(ran.release.access.reference, base.network)
-    assert [same(shadow, small_foundation(SMALL64, seed=2).network) for shadow in ran.release.shadows.networks] == [True, True]
+    assert [same(shadow, small_foundation(SMALL64, seed=n).network) for n, shadow in enumerate(ran.release.shadows.networks, 2)] == [True, True]
     assert "attacked, beside 2 adapted to other patients" in (tmp_path / "out" / "audit.html").read_text()
     assert CliRunner().invoke(app, [*given, *files("--shadow", "other")]).exit_code == 2
     assert CliRunner().invoke(app, [*given, "--member-share", "1"]).exit_code == 2
-    for wrong in ("foreign", "text", "missing"):
-        assert isinstance(CliRunner().invoke(app, [*given, *files("--network", wrong)]).exception, CheckpointError)
+    for name in (*wrong, "text", "missing"):
+        assert isinstance(CliRunner().invoke(app, [*given, *files("--network", name)]).exception, CheckpointError), name
+    assert CliRunner().invoke(app, [*given, "--member-share", "nan"]).exit_code == 2
     assert len(quick) == 1

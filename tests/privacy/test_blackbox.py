@@ -12,7 +12,7 @@ from sklearn.neighbors import KernelDensity
 
 from busgen_core.errors import CheckpointError, InputError
 from busgen_core.labels import Pathology
-from busgen_privacy.attacks import closest_record, domias, gan_leaks, monte_carlo, neighbours, reidentify
+from busgen_privacy.attacks import attributes, closest_record, domias, gan_leaks, monte_carlo, neighbours, reidentify
 from busgen_privacy.attacks.attributes import label_leak, scanner_leak, site_leak
 from busgen_privacy.attacks.base import BlackBoxAttack, Features, MemberScores
 from busgen_privacy.attacks.blackbox import STANDARD, cost, run_all
@@ -372,6 +372,35 @@ def test_a_release_that_shows_one_scanner_says_so() -> None:
     assert leak.public.accuracy > 0.9
     assert leak.shares["right"] > 0.9
     assert leak.sure > 0.8
+
+
+def test_what_chance_gives_is_counted_by_patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images of a patient are alike, and scanners are drawn by patient without any sign of them: the accuracy lies in the stated interval.
+
+    Fails where images change places one by one: 42 % of such sets then lie outside the interval that is to hold 95 %.
+    """
+    monkeypatch.setattr(attributes, "PERMUTATIONS", 199)
+    outside = 0
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        features = (np.repeat(rng.normal(size=(60, 8)), 6, axis=0) + 0.3 * rng.normal(size=(360, 8))).astype(np.float32)
+        scanners, patients = np.repeat(rng.choice(["a", "b"], 60), 6).tolist(), [f"p{i // 6}" for i in range(360)]
+        told = scanner_leak(features, scanners, patients, features[:5], seed=seed).public
+        outside += not told.chance_low <= told.accuracy <= told.chance_high
+    assert outside <= 6  # 5 % of 40 are 2; more than 6 by chance in 1 of 300
+
+
+def test_patients_change_places_whole() -> None:
+    """Each row takes the label of a row of one other patient, in turn, repeated or cut to its own number; of its own fold."""
+    fold, whose = np.array([0, 1, 2, 3, 5, 7]), np.array([4, 4, 4, 9, 0, 9, 0, 2])
+    places = attributes._Places.of(fold, whose)
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        taken = dict(zip(places.rows.tolist(), places.exchanged(rng).tolist(), strict=True))
+        assert set(taken) == set(fold.tolist()) >= set(taken.values())
+        sources = {patient: [int(whose[taken[row]]) for row in taken if whose[row] == patient] for patient in (2, 4, 9)}
+        assert all(len(set(found)) == 1 for found in sources.values())
+        assert sorted(found[0] for found in sources.values()) == [2, 4, 9]
 
 
 def test_labels_are_compared_with_what_the_images_show() -> None:

@@ -82,6 +82,36 @@ def test_the_suite_attacks_only_patients_whom_no_shadow_knows(tmp_path: Path) ->
     assert any(text.startswith("Reference-model attack: no network") for text in without.not_run)
 
 
+def test_one_network_under_two_names_is_refused() -> None:
+    """A shadow that is the adapted network, the reference, or another shadow compares nothing with anything: an error that names both."""
+    reference, adapted, other = (small_foundation(SMALL64, seed=seed) for seed in (0, 1, 2))
+    access = Access(adapted=adapted.network, reference=reference.network, scheduler=reference.scheduler)
+    images = phantoms(20, first=8_000)
+
+    def asked(*networks: Generator) -> None:
+        check(Release(images=images, access=access, shadows=Shadows(networks=networks)), MEMBERS, HOLDOUT, images[:2])
+
+    asked(other.network)
+    same = {
+        "the adapted network and shadow 1": (adapted.network,),
+        "the reference and shadow 1": (reference.network,),
+        "shadow 1 and shadow 2": (other.network, other.network),
+    }
+    for said, networks in same.items():
+        with pytest.raises(InputError, match=said):
+            asked(*networks)
+
+
+def test_a_draw_that_the_sides_belie_is_refused() -> None:
+    """A share that these sides cannot come from would make a leak out of nothing (60 and 60 at one in ten: epsilon .38): an error beforehand."""
+    images = phantoms(20, first=8_000)
+    many, others = cohort([1] * 60, size=64, seed=2_000, prefix="m"), cohort([1] * 60, size=64, seed=4_000, prefix="h")
+    check(Release(images=images, member_share=0.5), many, others, images[:2])
+    for share in (0.1, 0.9, float("nan"), 0.0, 1.0):
+        with pytest.raises(InputError, match="do not come from a draw"):
+            check(Release(images=images, member_share=share), many, others, images[:2])
+
+
 def test_shadows_of_the_wrong_patients_are_refused() -> None:
     """A shadow that knows a member, or one for which the whole holdout was used up, would make the figure meaningless: an error."""
     network, images = small_foundation(SMALL64).network, phantoms(20, first=8_000)

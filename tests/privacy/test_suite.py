@@ -221,7 +221,7 @@ def test_a_network_that_did_not_change_is_refused() -> None:
     reference, copied, changed = small_foundation(), small_foundation(), small_foundation(seed=1)
     for adapted in (reference, copied):
         access = Access(adapted=adapted.network, reference=reference.network, scheduler=reference.scheduler)
-        with pytest.raises(InputError, match="the adapted network is the reference"):
+        with pytest.raises(InputError, match="one network, number for number"):
             check(Release(images=released, access=access), members, holdout, public)
     sound = Access(adapted=changed.network, reference=reference.network, scheduler=reference.scheduler)
     check(Release(images=released, access=sound), members, holdout, public)
@@ -278,20 +278,24 @@ def test_the_scanner_that_a_release_looks_like_is_named() -> None:
     shown = np.where(bright[:, None, None], lit(public), public)
     groups, scanners = [f"p{i}" for i in range(len(public))], ["bright" if is_bright else "plain" for is_bright in bright]
 
-    def found(**known: list[str]) -> Findings:
+    def found(**known: object) -> Findings:
         release = Release(images=lit(released), epsilon=8.0, delta=1e-5)
         return run(release, members, holdout, shown, **known, policy=POLICY, draws=1, seed=1, progress=lambda *_: None)  # type: ignore[arg-type]
 
-    with_leak = found(groups=groups, scanners=scanners)
+    with_leak = found(groups=groups, scanners=scanners, before=released)
     leak = with_leak.scanners
     assert leak is not None
+    assert leak.before is not None
+    assert leak.before["bright"] < 0.3  # the generator before it learnt: plain
     assert leak.shares["bright"] > 0.7
     assert leak.accuracy > leak.chance_high
     page = render_findings(with_leak, verdict=decide(with_leak, POLICY), facts={})
-    assert "takes the released images for those below" in page
+    assert "only a share that has grown" in page
     assert '<th scope="row">bright</th>' in page
+    alone = found(groups=groups, scanners=scanners)
+    assert "says nothing of members by itself" in render_findings(alone, verdict=decide(alone, POLICY), facts={})
     without = found(groups=groups)
     assert without.scanners is None
-    assert "Leak of scanners: the public images come without patients or scanners." in without.not_run
+    assert "Leak of scanners: nothing names a patient and a scanner for each public image." in without.not_run
     few = found(groups=groups[:1] * len(public), scanners=scanners)
     assert any(text.startswith("Leak of scanners: a classifier needs two labels") for text in few.not_run)

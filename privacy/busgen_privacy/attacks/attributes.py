@@ -1,7 +1,8 @@
 """What released images say about where they come from: the site, the scanner, the label. Findings about a release, not about a patient.
 
 A logistic regression on standardised features (balanced classes) is cross-validated; what it reaches on images that it was not
-trained on stands beside what chance gives: the same predictions against labels that were permuted within each fold.
+trained on stands beside what chance gives: the same predictions against labels that were permuted within each fold. Where images have patients,
+whole patients change places: each takes the labels of another one, repeated or cut to its own number of images.
 Source: attribute inference as in Yeom et al. 2018, arXiv:1709.01604, definition 5, here of the whole set; permutation test of a classifier: Ojala &
 Garriga 2010, "Permutation Tests for Studying Classifier Performance", JMLR 11, test 1, here with the classifier held fixed in each fold.
 """
@@ -57,12 +58,15 @@ class ScannerLeak:
         shares: Of the released images, by the scanner that they look most like.
         sure: Share of the released images that look like one scanner with probability SURE or more.
         released: Released images.
+        before: Shares of images that the generator drew before it was adapted: a generator looks like some scanner without any patient. None:
+            there are none.
     """
 
     public: Told
     shares: Mapping[str, float]
     sure: float
     released: int
+    before: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,27 +101,34 @@ def site_leak(released: Mapping[str, Features], *, seed: int) -> Told:
     return _told(np.concatenate(list(spread.values())), labels, groups=None, seed=seed)
 
 
-def scanner_leak(public: Features, scanners: Sequence[str], groups: Sequence[str], released: Features, *, seed: int) -> ScannerLeak:
-    """Which known scanner do released images look like, and how surely?
+def scanner_leak(
+    public: Features, scanners: Sequence[str], groups: Sequence[str], released: Features, *, before: Features | None = None, seed: int
+) -> ScannerLeak:
+    """Which known scanner do released images look like, and how surely? One that is not known is taken for one that is.
 
     Args:
         public: float32 [n, d], features of public images.
         scanners: Scanner of each.
         groups: Patient of each; a patient's images stay together.
         released: float32 [m, d].
+        before: float32 [b, d], of images that the generator drew before it was adapted.
         seed: Of folds and permutations.
 
     Raises:
         InputError: columns of different lengths, fewer than two scanners, fewer than FOLDS patients of one, or features that cannot be compared.
     """
-    checked(public, released)
+    checked(public, released, *([] if before is None else [before]))
     labels = _fitting(public, scanners, groups)
     told = _told(public, labels, groups=groups, seed=seed)
     model = _classifier().fit(public, labels)
+
+    def shares(chance: NDArray[np.float64]) -> dict[str, float]:
+        named = np.bincount(chance.argmax(1), minlength=len(told.classes)) / len(chance)
+        return dict(zip(told.classes, named.tolist(), strict=True))
+
     chance = model.predict_proba(released)
-    named = np.bincount(chance.argmax(1), minlength=len(told.classes)) / len(released)
-    shares = dict(zip(told.classes, named.tolist(), strict=True))
-    return ScannerLeak(public=told, shares=shares, sure=float((chance.max(1) >= SURE).mean()), released=len(released))
+    usual = None if before is None else shares(model.predict_proba(before))
+    return ScannerLeak(public=told, shares=shares(chance), sure=float((chance.max(1) >= SURE).mean()), released=len(released), before=usual)
 
 
 def label_leak(
@@ -173,20 +184,24 @@ def _told(features: Features, labels: Labels, *, groups: Sequence[str] | None, s
     for known, left in kind(FOLDS, shuffle=True, random_state=seed).split(features, labels, groups):
         seen[left] = _classifier().fit(features[known], labels[known]).predict(features[left])
         folds.append(left)
-    return _against_chance(labels, seen, folds, np.random.default_rng(seed))
+    return _against_chance(labels, seen, folds, np.random.default_rng(seed), groups=groups)
 
 
-def _against_chance(labels: Labels, seen: Labels, folds: Sequence[NDArray[np.intp]], rng: np.random.Generator) -> Told:
-    """Accuracy, and that of labels permuted within folds; p as Phipson & Smyth 2010, doi:10.2202/1544-6115.1585."""
+def _against_chance(
+    labels: Labels, seen: Labels, folds: Sequence[NDArray[np.intp]], rng: np.random.Generator, *, groups: Sequence[str] | None = None
+) -> Told:
+    """Accuracy, and that of labels permuted within folds, by patient; p as Phipson & Smyth 2010, doi:10.2202/1544-6115.1585."""
     classes, codes = np.unique(labels, return_inverse=True)
     right = _balanced(codes, seen == labels)
     named = np.searchsorted(classes, seen).clip(max=len(classes) - 1)
     known = classes[named] == seen
+    whose = np.arange(len(codes)) if groups is None else np.unique(np.array(groups), return_inverse=True)[1]
+    places = [_Places.of(fold, whose) for fold in folds]
     chance = []
     for _ in range(PERMUTATIONS):
         mixed = codes.copy()
-        for fold in folds:
-            mixed[fold] = rng.permutation(codes[fold])
+        for fold in places:
+            mixed[fold.rows] = codes[fold.exchanged(rng)]
         chance.append(_balanced(mixed, known & (named == mixed)))
     low, high = np.quantile(chance, [0.025, 0.975])
     p_value = (1 + (np.array(chance) >= right - 1e-12).sum()) / (PERMUTATIONS + 1)
@@ -195,6 +210,36 @@ def _against_chance(labels: Labels, seen: Labels, folds: Sequence[NDArray[np.int
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Places:
+    """Rows of a fold, patient by patient.
+
+    Attributes:
+        rows: In the order of their patients, int [n].
+        patient: Number of each row's patient, int [n].
+        place: Its place among that patient's rows, int [n].
+        start: First row of each patient, int [patients].
+        size: Rows of each patient, int [patients].
+    """
+
+    rows: NDArray[np.intp]
+    patient: NDArray[np.intp]
+    place: NDArray[np.intp]
+    start: NDArray[np.intp]
+    size: NDArray[np.intp]
+
+    @classmethod
+    def of(cls, fold: NDArray[np.intp], whose: NDArray[np.intp]) -> "_Places":
+        rows = fold[np.argsort(whose[fold], kind="stable")]
+        _, start, patient, size = np.unique(whose[rows], return_index=True, return_inverse=True, return_counts=True)
+        return cls(rows, patient, np.arange(len(rows)) - start[patient], start, size)
+
+    def exchanged(self, rng: np.random.Generator) -> NDArray[np.intp]:
+        """For each of ``rows`` the row whose label it takes: patients change places, whole."""
+        source = rng.permutation(len(self.start))[self.patient]
+        return np.asarray(self.rows[self.start[source] + self.place % self.size[source]])
+
+
 def _balanced(codes: NDArray[np.intp], right: NDArray[np.bool_]) -> float:
     counts = np.bincount(codes)
-    return float((np.bincount(codes, weights=right) / counts).mean())
+    return float((np.bincount(codes, weights=right)[counts > 0] / counts[counts > 0]).mean())

@@ -20,6 +20,7 @@ from busgen_privacy.dp.plan import DpSgdPlan
 from busgen_privacy.dp.watchdog import Watchdog
 
 ADAPTED, STATE = "adapted.safetensors", "state.safetensors"
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 ADAM = ("exp_avg", "exp_avg_sq", "step")
 
 
@@ -94,9 +95,11 @@ def _placed(foundation: Foundation, tensors: Mapping[str, Tensor], name: str) ->
     network: Generator = deepcopy(foundation.network)
     parameters = dict(network.named_parameters())
     for key, tensor in tensors.items():
-        if key not in parameters or parameters[key].shape != tensor.shape or not bool(torch.isfinite(tensor).all()):
-            raise CheckpointError(f"{name} does not fit this foundation")
-        parameters[key].data.copy_(tensor)
+        if key not in parameters or parameters[key].shape != tensor.shape or tensor.dtype not in FLOATS:
+            raise CheckpointError(f"{name} does not fit this foundation: tensors have its names and shapes, and hold floating-point numbers")
+        if not bool(torch.isfinite(converted := tensor.to(parameters[key].dtype)).all()):
+            raise CheckpointError(f"{name} holds numbers that are not finite")
+        parameters[key].data.copy_(converted)
     network.eval()
     return network
 

@@ -185,9 +185,9 @@ BAD = {
     "nothing released": (lambda m, h, p, r: (m, h, p, r[:0]), "of one size"),
     "no public images": (lambda m, h, p, r: (m, h, p[:0], r), "of one size"),
     "an image on both sides, saved again": (lambda m, h, p, r: (m, people(saved_again(m.images[:3]), "h"), p, r), "3 images are of members"),
-    "a member among the public images": (lambda m, h, p, r: (m, h, np.concatenate([p, m.images[:2]]), r), "2 public images"),
-    "members among the public images, saved again": (lambda m, h, p, r: (m, h, np.concatenate([p, saved_again(m.images)]), r), "40 public images"),
-    "a holdout patient among the public images": (lambda m, h, p, r: (m, h, np.concatenate([p, h.images[-1:]]), r), "1 public images"),
+    "a member among the public images": (lambda m, h, p, r: (m, h, np.concatenate([p, m.images[:2]]), r), "2 images that attacks"),
+    "members among the public images, saved again": (lambda m, h, p, r: (m, h, np.concatenate([p, saved_again(m.images)]), r), "40 images that"),
+    "a holdout patient among the public images": (lambda m, h, p, r: (m, h, np.concatenate([p, h.images[-1:]]), r), "1 images that attacks"),
 }
 
 

@@ -61,7 +61,8 @@ class AuditSettings(BaseModel):
 
     Attributes:
         public: Folder of public images, of nobody here, with an ``images.csv`` (columns ``file``, ``patient``): attacks are calibrated on them,
-            and re-identification, which needs 20 patients of several images, runs. Not given, images of the foundation stand in, and it does not.
+            and re-identification, which needs 20 patients of several images, runs. With a column ``device`` the report says which of these scanners
+            released images look like. A job copies them when it begins. Not given, images of the foundation stand in, and neither is run.
         shadows: Networks adapted to half of the holdout by the plan of the attacked one, for the reference-model attack; each costs what
             that DP-SGD costs. 0, or a plan without DP-SGD: the attack is not run, and the report says so.
     """

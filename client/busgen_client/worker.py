@@ -158,7 +158,7 @@ class Worker:
                 self.jobs.end(row.campaign_id, JobState.FAILED, code="worker-crash", message=message)
                 forget_shadows(folder)
 
-    # 1. Budget first: nothing private is read for training before the ledger holds the reservation.
+    # 1. Budget first: nothing private is read for training before the ledger holds the reservation. What could not be audited is not begun.
     def _begin(self, row: JobRow) -> None:
         campaign = Campaign.model_validate_json(row.campaign)
         foundation, plan = self._foundation(campaign), self._plan(campaign)

@@ -15,7 +15,9 @@ SAME = 0.03
 
 
 def in_both(one: Frames, other: Frames) -> int:
-    """Images of one set, uint8 [n, px, px], that are in the other too."""
+    """Images of one set, uint8 [n, px, px], that are in the other too; either may be empty."""
+    if not len(one) or not len(other):
+        return 0
     known, flat = {image.tobytes() for image in other}, normalised(other)
     starts = range(0, len(one), AT_ONCE)
     near = np.concatenate([(1 - normalised(one[start : start + AT_ONCE]) @ flat.T).min(1) < SAME for start in starts])

@@ -197,8 +197,8 @@ def _coarse(near: float, registered: float) -> tuple[str, ...]:
 
 def check(release: Release, members: Cohort, holdout: Cohort, public: Frames, groups: Sequence[str] = ()) -> None:
     """Raise InputError for what would make every figure meaningless; see ``run``."""
-    same_size(release.images, members.images, holdout.images, public, *([] if release.more is None else [release.more]))
     check_people(members, holdout, public, groups)
+    same_size(release.images, members.images, holdout.images, public, *([] if release.more is None else [release.more]))
     if release.access is not None:
         _check_networks(release.access, release.shadows)
     taught = frozenset() if release.shadows is None else release.shadows.patients
@@ -223,12 +223,12 @@ def _check_networks(access: Access, shadows: "Shadows | None") -> None:
 
 def check_people(members: Cohort, holdout: Cohort, public: Frames, groups: Sequence[str] = ()) -> None:
     """What ``check`` asks of the real images alone, so that a node can ask before it spends; ``public`` may be empty. Raises InputError."""
-    same_size(members.images, holdout.images, *([public] if len(public) else []))
     inside, outside = set(members.patients), set(holdout.patients)
     if both := inside & outside:
         raise InputError(f"{len(both)} patients are members and holdout at once; the audit would measure nothing")
     if min(len(inside), len(outside)) < 2:
         raise InputError("an audit needs at least two members and two holdout patients")
+    same_size(members.images, holdout.images, *([public] if len(public) else []))
     if same := in_both(members.images, holdout.images):
         raise InputError(f"{same} images are of members and of holdout patients at once, or as good as the same; the split is not by patient")
     if known := set(groups) & (inside | outside):

@@ -17,6 +17,12 @@ from busgen_client.settings import NodeSettings
 from tests.client.node import lay_out
 
 
+@pytest.fixture(autouse=True)
+def small_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small reference of the foundation: every test has its own node, and a job draws it at its start."""
+    monkeypatch.setattr("busgen_privacy.dp.reference.PER_CLASS", 16)
+
+
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     """The node's data folder."""

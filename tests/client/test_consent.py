@@ -385,6 +385,7 @@ def test_a_withdrawal_stops_the_worker_in_the_middle_of_a_phase(tmp_path: Path, 
     """
     node = lay_out(tmp_path, steps=12)
     take_in(cohort(node), [f"m{i}" for i in range(30)], role="member", images=1)
+    take_in(cohort(node), ["h0", "h1"], role="holdout", images=1)
     jobs = accepted(node, foundation)
     quick_plan(node, steps=12, rate=0.25, noise=2.5)
     worker = Worker(node)

@@ -53,6 +53,7 @@ def patients(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("patients")
     settings = lay_out(folder, steps=STEPS)
     take_in(cohort(settings), [f"m{i}" for i in range(30)], role="member", images=1)
+    take_in(cohort(settings), ["h0", "h1"], role="holdout", images=1)
     return folder
 
 

@@ -74,7 +74,6 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> NodeSettings:
     monkeypatch.setattr(CohortStore, "load", lambda self, role, only=(): cohorts[role])
     monkeypatch.setattr(CohortStore, "ids", lambda self, role: [])
     monkeypatch.setattr(Worker, "_drawn", lambda self, members, holdout: None)  # nobody of it is in the store
-    monkeypatch.setattr("busgen_privacy.dp.reference.PER_CLASS", 16)  # a small reference: every test has its own node
     monkeypatch.setattr(CohortStore, "count_patients", lambda self, role: len(set(cohorts[role].patients)))
     return settings
 
@@ -427,4 +426,16 @@ def test_too_few_patients_for_shadows_end_a_job_before_anything_is_spent(
     row = jobs.need("c1")
     assert row.state == "failed"
     assert "four holdout patients" in row.message
+    assert not Ledger(node.data / "ledger.jsonl", site=node.site).charged("members")
+
+
+def test_a_cohort_without_holdout_ends_a_job_before_anything_is_spent(node: NodeSettings, foundation: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody set aside: no audit could be, and the job says so at its start."""
+    nobody = phantom_cohort(2, seed=1000).only(())
+    cohorts = {"member": phantom_cohort(40, seed=0), "holdout": nobody}
+    monkeypatch.setattr(CohortStore, "load", lambda self, role, only=(): cohorts[role])
+    jobs = accept(node, foundation, campaign(foundation))
+    assert Worker(node).step()
+    assert (jobs.need("c1").state, jobs.need("c1").code) == ("failed", "input-invalid")
+    assert "two holdout patients" in jobs.need("c1").message
     assert not Ledger(node.data / "ledger.jsonl", site=node.site).charged("members")

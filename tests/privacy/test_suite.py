@@ -21,7 +21,7 @@ from busgen_privacy.findings_report import render_findings
 from busgen_privacy.gate import decide
 from busgen_privacy.lookalikes import SAME
 from busgen_privacy.policy import GatePolicy
-from busgen_privacy.suite import Embedded, Release, _black, _coarse, check, run
+from busgen_privacy.suite import Embedded, Release, _black, _coarse, _scanners, check, run
 from tests.privacy.lettering import burned_in
 from tests.privacy.small import small_foundation
 from tests.privacy.test_report import Outline
@@ -278,11 +278,8 @@ def test_the_scanner_that_a_release_looks_like_is_named() -> None:
     shown = np.where(bright[:, None, None], lit(public), public)
     groups, scanners = [f"p{i}" for i in range(len(public))], ["bright" if is_bright else "plain" for is_bright in bright]
 
-    def found(**known: object) -> Findings:
-        release = Release(images=lit(released), epsilon=8.0, delta=1e-5)
-        return run(release, members, holdout, shown, **known, policy=POLICY, draws=1, seed=1, progress=lambda *_: None)  # type: ignore[arg-type]
-
-    with_leak = found(groups=groups, scanners=scanners, before=released)
+    release, known = Release(images=lit(released), epsilon=8.0, delta=1e-5), {"groups": groups, "scanners": scanners, "before": released}
+    with_leak = run(release, members, holdout, shown, **known, policy=POLICY, draws=1, seed=1, progress=lambda *_: None)  # type: ignore[arg-type]
     leak = with_leak.scanners
     assert leak is not None
     assert leak.before is not None
@@ -292,10 +289,9 @@ def test_the_scanner_that_a_release_looks_like_is_named() -> None:
     page = render_findings(with_leak, verdict=decide(with_leak, POLICY), facts={})
     assert "only a share that has grown" in page
     assert '<th scope="row">bright</th>' in page
-    alone = found(groups=groups, scanners=scanners)
+    alone = with_leak.model_copy(update={"scanners": leak.model_copy(update={"before": None})})
     assert "says nothing of members by itself" in render_findings(alone, verdict=decide(alone, POLICY), facts={})
-    without = found(groups=groups)
-    assert without.scanners is None
-    assert "Leak of scanners: nothing names a patient and a scanner for each public image." in without.not_run
-    few = found(groups=groups[:1] * len(public), scanners=scanners)
-    assert any(text.startswith("Leak of scanners: a classifier needs two labels") for text in few.not_run)
+    assert clean().scanners is None
+    assert "Leak of scanners: nothing names a patient and a scanner for each public image." in clean().not_run
+    embedded = Embedded.of(released[:2], members, holdout, shown, lambda *_: None)
+    assert _scanners(embedded, groups[:1] * len(public), scanners, None, seed=0)[1][0].startswith("Leak of scanners: a classifier needs two labels")

@@ -5,6 +5,7 @@ Nothing here decides: ``gate.judge`` does. White-box attacks run where the adapt
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,7 +25,7 @@ from busgen_privacy.findings import AttackFinding, ClosestRecords, CopyFinding, 
 from busgen_privacy.gate import ABOVE, BEYOND, Claim, granted_mu
 from busgen_privacy.leak import auc_of, drawn_epsilon, gaussian_epsilon, like_a_draw, split_epsilon
 from busgen_privacy.lookalikes import in_both
-from busgen_privacy.pixel_text import text_or_why
+from busgen_privacy.pixel_text import MOST_LOOKED, text_or_why
 from busgen_privacy.policy import GatePolicy
 from busgen_privacy.power import sight
 from busgen_privacy.statistics import (
@@ -88,6 +89,7 @@ def run(
     groups: Sequence[str] = (),
     scanners: Sequence[str] = (),
     before: Frames | None = None,
+    most_read: int = MOST_LOOKED,
     policy: GatePolicy,
     draws: int,
     seed: int,
@@ -103,6 +105,7 @@ def run(
         groups: Patient of each public image; with at least 20 of several images re-identification runs too.
         scanners: Scanner of each public image, beside ``groups``: then the report says what released images tell of the scanner.
         before: Images that the generator drew before it was adapted, same px: what they tell of the scanner is no patient's.
+        most_read: Released images that are read for text; a sample where there are more.
         policy: For the power of the attacks: level and what is granted.
         draws: Noise draws for each image in white-box attacks.
         seed: Of draws, bootstraps and permutations.
@@ -119,7 +122,8 @@ def run(
     found = extract(release.images, members, holdout, more=release.more, progress=lambda done, of: progress("looking for copies", done, of))
     scores[REGISTRATION.name] = found.scores
     described[REGISTRATION.name] = replace(REGISTRATION, cost=(len(members) + len(holdout)) * len(release.images))
-    text, unread = text_or_why(list(release.images), seed=seed, progress=lambda done, of: progress("reading text in the images", done, of))
+    reading = partial(progress, "reading text in the images")
+    text, unread = text_or_why(list(release.images), most=most_read, seed=seed, progress=reading)
     near = near_copies(release.images, members, holdout)
     closest = closest_record(embedded.released, embedded.members, embedded.holdout, seed=seed)
     seen_scanners, unseen = _scanners(embedded, groups, scanners, before, seed=seed)

@@ -141,7 +141,15 @@ def reports(members: Cohort, holdout: Cohort) -> tuple[str, str]:
     public = np.flip(holdout.images, axis=2)
     released = np.concatenate([members.images[:12], public[:12]])
     found = run(
-        Release(images=released, epsilon=3.0, delta=1e-5), members, holdout, public, policy=POLICY.gate, draws=1, seed=1, progress=lambda *_: None
+        Release(images=released, epsilon=3.0, delta=1e-5),
+        members,
+        holdout,
+        public,
+        most_read=4,
+        policy=POLICY.gate,
+        draws=1,
+        seed=1,
+        progress=lambda *_: None,
     )
     pairs = [(encode_png(members.images[p.member]), encode_png(released[p.released])) for p in found.registered_copies.closest[:8]]
     hospital = render_findings(found, verdict=decide(found, POLICY.gate), facts=FACTS, statement=PRIVACY, pairs=pairs)

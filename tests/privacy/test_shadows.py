@@ -68,15 +68,14 @@ def test_the_suite_attacks_only_patients_whom_no_shadow_knows(tmp_path: Path) ->
     foundation, public = small_foundation(SMALL64), phantoms(24, first=9_000)
     access = Access(adapted=small_foundation(SMALL64, seed=1).network, reference=foundation.network, scheduler=foundation.scheduler)
     release = Release(images=phantoms(20, first=8_000), access=access, member_share=0.5, shadows=trained(foundation, tmp_path))
-    found = run(release, MEMBERS, HOLDOUT, public, policy=GatePolicy(), draws=1, seed=0, progress=lambda *_: None)
+    found = run(release, MEMBERS, HOLDOUT, public, most_read=2, policy=GatePolicy(), draws=1, seed=0, progress=lambda *_: None)
     sizes = {attack.name: (attack.members, attack.holdout) for attack in found.attacks}
     assert sizes.pop("reference-model") == (12, 6)
     assert set(sizes.values()) == {(12, 12)}
     assert not any("Reference-model" in text for text in found.not_run)
     assert {attack.name for attack in found.attacks if attack.epsilon_coin is None} == {"reference-model"}  # half was set aside: no coins
-    without = run(
-        Release(images=release.images, access=access), MEMBERS, HOLDOUT, public, policy=GatePolicy(), draws=1, seed=0, progress=lambda *_: None
-    )
+    bare = Release(images=release.images, access=access)
+    without = run(bare, MEMBERS, HOLDOUT, public, most_read=2, policy=GatePolicy(), draws=1, seed=0, progress=lambda *_: None)
     assert "reference-model" not in {attack.name for attack in without.attacks}
     assert all(attack.epsilon_coin is None for attack in without.attacks)  # nobody said how roles came about
     assert any(text.startswith("Reference-model attack: no network") for text in without.not_run)

@@ -10,7 +10,8 @@ import typer
 from pydantic import ValidationError
 
 from busgen_client.cli_options import NODE_TOML, AsJson, Config
-from busgen_client.cohort import SMALLEST_CELL, open_cohort, shown_count
+from busgen_client.cohort import open_cohort
+from busgen_client.cohort_counts import SMALLEST_CELL, shown_count
 from busgen_client.cohort_rows import ROLES
 from busgen_client.settings import load_settings
 from busgen_client.storage_keys import StorageSettings

@@ -12,14 +12,11 @@ digest of role and rule: whoever edits the store has no key to make another, and
 """
 
 import fcntl
-import io
 import json
 import os
-import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
-from enum import StrEnum
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -27,132 +24,23 @@ from sqlalchemy import Engine, delete, func, select
 from sqlalchemy.orm import Session
 
 from busgen_client import patients
-from busgen_client.cohort_rows import DRAWN, ROLES, ImageRow, JournalRow, ObjectRow, PatientRow, QuarantineRow, Role, WithdrawnRow
+from busgen_client.admission import Admission, NewImage, admit, is_withdrawn
+from busgen_client.cohort_counts import CohortSummary, summarise
+from busgen_client.cohort_rows import ImageRow, JournalRow, ObjectRow, PatientRow, QuarantineRow, Role
 from busgen_client.database import Base, open_store, store_errors
 from busgen_client.image_files import ImageFiles
 from busgen_client.pseudonyms import site_pseudonyms
 from busgen_client.storage import StorageSettings, Vault
-from busgen_core.digests import sha256_bytes
 from busgen_core.errors import StateError
-from busgen_core.labels import Birads, Pathology
+from busgen_core.labels import Pathology
 from busgen_privacy.deidentify import BASIC, Choices
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from busgen_client.settings import NodeSettings
     from busgen_privacy.cohort import Cohort
 
-__all__ = [
-    "Admission",
-    "Box",
-    "CohortStore",
-    "CohortSummary",
-    "ImageRow",
-    "JournalRow",
-    "NewImage",
-    "ObjectRow",
-    "Origin",
-    "PatientRow",
-    "QuarantineRow",
-    "Role",
-    "open_cohort",
-]
-
-Box = tuple[float, float, float, float]  # x0, y0, x1, y1 as fractions of width and height
-
-SMALLEST_CELL = 5  # patients; a cell with fewer is shown as suppressed
-ROUNDED_TO = 5  # patients or images; what all other cells and totals are rounded to
 PLAIN_STORAGE = StorageSettings(key="none")
 ENDED_WELL = b"ended well\n"  # in intake.lock, while no intake runs and the last one left no file behind
-
-
-class Admission(StrEnum):
-    """What became of an image that was handed in."""
-
-    ADDED = "added"
-    DUPLICATE = "duplicate"
-    ROLE_CONFLICT = "role-conflict"
-    PATIENT_CONFLICT = "patient-conflict"
-    WITHDRAWN = "withdrawn"
-
-
-REFUSED = frozenset({Admission.PATIENT_CONFLICT, Admission.ROLE_CONFLICT, Admission.WITHDRAWN})
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Origin:
-    """The DICOM object that images come from, by keyed digests: see ``ObjectRow``."""
-
-    object_key: str
-    pixels_key: str
-    frames_key: str
-    class_key: str = ""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class NewImage:
-    """One clean frame on its way into the cohort.
-
-    Attributes:
-        gray: uint8 [rows, columns], de-identified.
-        patient_key: As ``Pseudonyms.patient_key`` gives it.
-        pathology: Its label.
-        box: Lesion box as fractions of this frame, or None.
-        device: Scrubbed device model, or empty.
-        source_key: Keyed digest of the source object; the same object twice has the same.
-        role: Role fixed by the data set's authors, or None for the node's own split.
-        origin: The DICOM object that it comes from, if any.
-        birads: BI-RADS assessment, or None.
-        person: By what the patient is known again, if the source says more than an identifier.
-        frame_key: Keyed digest of the frame as it came, where ``source_key`` is made of it and the patient: see ``frame_source``.
-    """
-
-    gray: "NDArray[np.uint8]"
-    patient_key: str
-    pathology: Pathology
-    box: Box | None
-    device: str
-    source_key: str
-    role: Role | None = None
-    origin: Origin | None = None
-    birads: Birads | None = None
-    person: patients.Person | None = None
-    frame_key: str = ""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CohortSummary:
-    """Counts for people at the hospital, as ``shown_count`` has them.
-
-    Attributes:
-        patients: Patients of each role and pathology; a patient with two kinds of image is in two cells.
-        images: Images of the same cells, suppressed together with them.
-        quarantined: Objects in quarantine by code, exact: a list of work, in which each object is named anyway.
-    """
-
-    patients: Mapping[str, Mapping[Pathology, int | None]]
-    images: Mapping[str, Mapping[Pathology, int | None]]
-    quarantined: Mapping[str, int]
-
-
-def shown_count(count: int, *, patients: int | None = None) -> int | None:
-    """A count as it may lie on a desk: the nearest multiple of ``ROUNDED_TO``, or None for fewer than ``SMALLEST_CELL`` patients, zero included.
-
-    Every cell and every total is rounded by itself, so that a cell that is not shown is no difference of others. No promise of privacy: two
-    tables of different days differ by who came in between.
-
-    Args:
-        count: Of patients, or of what ``patients`` of them have.
-        patients: Not given, ``count`` is of patients.
-
-    >>> [shown_count(count) for count in (0, 4, 5, 7, 8, 30)], shown_count(40, patients=1)
-    ([None, None, 5, 5, 10, 30], None)
-    """
-    if (count if patients is None else patients) < SMALLEST_CELL:
-        return None
-    return (count + ROUNDED_TO // 2) // ROUNDED_TO * ROUNDED_TO
 
 
 class CohortStore:
@@ -230,11 +118,7 @@ class CohortStore:
     def withdrawn(self, person: patients.Person) -> bool:
         """Whether an object belongs to a patient who withdrew consent."""
         with store_errors(), Session(self._engine) as session:
-            return self._withdrawn(session, person.key, person)
-
-    def _withdrawn(self, session: Session, patient_key: str, person: patients.Person | None) -> bool:
-        buried = session.get(WithdrawnRow, self.pseudonyms.tombstone(patient_key)) is not None
-        return buried or patients.is_buried(session, self.pseudonyms.key, person or patients.Person(key=patient_key))
+            return is_withdrawn(session, self.pseudonyms, person.key, person)
 
     @contextmanager
     def intake(self) -> Iterator[None]:
@@ -298,88 +182,8 @@ class CohortStore:
         Raises:
             StorageFullError: no room; nothing was admitted.
         """
-        with store_errors(), Session(self._engine) as session, ExitStack() as undo:
-            outcomes = [self._admitted(session, undo, image) for image in images]
-            if refused := next((each for each in outcomes if each in REFUSED), None):
-                return [refused] * len(outcomes)
-            there = [image for image, outcome in zip(images, outcomes, strict=True) if renew and outcome is Admission.DUPLICATE]
-            replaced = [self._renewed(session, undo, image) for image in there]
-            for row in (*_object_rows(images), *beside):
-                session.merge(row)
-            session.execute(delete(QuarantineRow).where(QuarantineRow.source_key == clears))
-            session.commit()
-            undo.pop_all()
-            self.files.delete(replaced)
-        return outcomes
-
-    def _admitted(self, session: Session, undo: ExitStack, image: NewImage) -> Admission:
-        """Write one file and its rows, in the caller's transaction."""
-        if self._withdrawn(session, image.patient_key, image.person):
-            return Admission.WITHDRAWN
-        if image.origin and (before := session.get(ObjectRow, image.origin.object_key)) and before.patient_key != image.patient_key:
-            return Admission.PATIENT_CONFLICT
-        if whose := session.scalar(select(ImageRow.patient_key).where(ImageRow.source_key == image.source_key)):
-            return self._again(session, image, whose)
-        patient = session.get(PatientRow, image.patient_key)
-        if patient is not None and image.role not in (None, patient.role):
-            return Admission.ROLE_CONFLICT
-        patient = patient or self._new_patient(session, image)
-        if image.person is not None:
-            patients.remember(session, image.patient_key, image.person)
-        image_id = uuid.uuid4().hex
-        file, sha256 = self._written(undo, image, image_id, self.files.name_for(session, image_id))
-        row = ImageRow(
-            image_id=image_id,
-            patient_key=image.patient_key,
-            role=patient.role,
-            pathology=image.pathology.value,
-            birads=image.birads,
-            box=None if image.box is None else list(image.box),
-            device=image.device,
-            file=file,
-            sha256=sha256,
-            source_key=image.source_key,
-        )
-        session.add(row)
-        return Admission.ADDED
-
-    def _again(self, session: Session, image: NewImage, whose: str) -> Admission:
-        """An image that is there already: the same patient's, of whom it may say more, or nobody knows whose."""
-        if whose != image.patient_key:
-            return Admission.PATIENT_CONFLICT
-        if image.person is not None:
-            patients.remember(session, whose, image.person)
-        return Admission.DUPLICATE
-
-    def _new_patient(self, session: Session, image: NewImage) -> PatientRow:
-        role = image.role or self.pseudonyms.own_role(image.patient_key)
-        patient = PatientRow(patient_key=image.patient_key, role=role, rule="given" if image.role else DRAWN)
-        proof = self.pseudonyms.role_proof(image.patient_key, role=role, rule=patient.rule)
-        detail = {"patient": image.patient_key, "role": role, "rule": patient.rule, "stratum": image.pathology.value, "proof": proof}
-        session.add_all([patient, JournalRow(event="split", detail=json.dumps(detail))])
-        session.flush()
-        return patient
-
-    def _renewed(self, session: Session, undo: ExitStack, image: NewImage) -> str:
-        """Store an image that is there already as it is here, under the same id; returns the name of the file that it had.
-
-        What is black in that one stays black, since a person may have blacked it out; where it was cut otherwise, it is replaced.
-        """
-        row = session.scalars(select(ImageRow).where(ImageRow.source_key == image.source_key)).one()
-        before, gray = row.file, _black_in_both(image.gray, self.files.read(row))
-        name = self.files.name_for(session, row.image_id, anew=True)
-        row.file, row.sha256 = self._written(undo, replace(image, gray=gray), row.image_id, name)
-        row.box = None if image.box is None or row.pathology == Pathology.NORMAL else list(image.box)
-        return before
-
-    def _written(self, undo: ExitStack, image: NewImage, image_id: str, name: str) -> tuple[str, str]:
-        """Write a file that goes again unless ``undo`` is emptied; returns its name and the SHA-256 of its PNG."""
-        from busgen_core.images import encode_png
-
-        png = encode_png(image.gray, quick=True)
-        undo.callback(self.files.delete, [name])
-        self.files.write(name, image_id, png)
-        return name, sha256_bytes(png)
+        with store_errors(), Session(self._engine) as session:
+            return admit(session, self.files, self.pseudonyms, images, clears=clears, renew=renew, beside=beside)
 
     def forget(self, session: Session, patient_key: str) -> tuple[Role | None, frozenset[str]]:
         """Delete every row of a patient in the caller's transaction; the files go with ``ImageFiles.sweep`` once it is committed.
@@ -515,43 +319,8 @@ class CohortStore:
 
     def summary(self) -> CohortSummary:
         """Counts by role and pathology, small cells suppressed and others rounded, and the quarantine by code."""
-        counted = (ImageRow.role, ImageRow.pathology, func.count(ImageRow.patient_key.distinct()), func.count())
         with store_errors(), Session(self._engine) as session:
-            cells = {(role, name): (p, i) for role, name, p, i in session.execute(select(*counted).group_by(ImageRow.role, ImageRow.pathology))}
-            held = session.execute(
-                select(QuarantineRow.code, func.count().label("held")).group_by(QuarantineRow.code).order_by(QuarantineRow.code)
-            ).all()
-
-        def table(column: int) -> dict[str, dict[Pathology, int | None]]:
-            shown = {cell: shown_count(counts[column], patients=counts[0]) for cell, counts in cells.items()}
-            return {role: {p: shown.get((role, p.value)) for p in Pathology} for role in ROLES}
-
-        return CohortSummary(patients=table(0), images=table(1), quarantined={row.code: row.held for row in held})
-
-
-def _black_in_both(gray: "NDArray[np.uint8]", png: bytes) -> "NDArray[np.uint8]":
-    """``gray``, black where the picture in ``png`` is, if that is of the same size."""
-    import numpy as np
-    from PIL import Image
-
-    with Image.open(io.BytesIO(png), formats=("PNG",)) as picture:
-        stored = np.asarray(picture)
-    return np.where(stored == 0, np.uint8(0), gray) if stored.shape == gray.shape else gray
-
-
-def _object_rows(images: Sequence[NewImage]) -> list[ObjectRow]:
-    """What is noted of the DICOM object behind ``images``, if there is one."""
-    if not images or (origin := images[0].origin) is None:
-        return []
-    row = ObjectRow(
-        object_key=origin.object_key,
-        patient_key=images[0].patient_key,
-        pixels_key=origin.pixels_key,
-        frames_key=origin.frames_key,
-        images=len(images),
-        class_key=origin.class_key or None,
-    )
-    return [row]
+            return summarise(session)
 
 
 def _role(text: str) -> Role:

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from busgen_client.cohort import CohortStore, PatientRow
+from busgen_client.cohort import CohortStore
+from busgen_client.cohort_rows import PatientRow
 from busgen_client.consent import remove_pictures
 from busgen_client.console.code_secrets import ROLE as CODES
 from busgen_client.console.code_secrets import CodeSecrets

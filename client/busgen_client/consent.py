@@ -16,8 +16,8 @@ from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
 from busgen_client import patients
-from busgen_client.cohort import CohortStore, Role, open_cohort
-from busgen_client.cohort_rows import WithdrawnRow
+from busgen_client.cohort import CohortStore, open_cohort
+from busgen_client.cohort_rows import Role, WithdrawnRow
 from busgen_client.database import compact, open_store
 from busgen_client.held import HeldStore
 from busgen_client.jobs import JobRow, NoticeRow

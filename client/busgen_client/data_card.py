@@ -14,7 +14,8 @@ from pathlib import Path
 
 from scipy.stats import binom
 
-from busgen_client.cohort import ROUNDED_TO, SMALLEST_CELL, CohortStore, shown_count
+from busgen_client.cohort import CohortStore
+from busgen_client.cohort_counts import ROUNDED_TO, SMALLEST_CELL, shown_count
 from busgen_client.cohort_rows import ROLES, ImageRow
 from busgen_client.image_files import SEALED
 from busgen_client.pseudonyms import MEMBER_SHARE

@@ -22,7 +22,8 @@ from PIL import Image as PillowImage
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from busgen_client.cohort import Box, CohortStore, NewImage, Origin
+from busgen_client.admission import Box, NewImage, Origin
+from busgen_client.cohort import CohortStore
 from busgen_client.cohort_rows import OBJECT_DIGITS, QuarantineRow
 from busgen_client.devices import phantom_keys
 from busgen_client.masks import Pixels

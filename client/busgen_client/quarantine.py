@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
-from busgen_client.cohort import Admission, Box, CohortStore, NewImage
+from busgen_client.admission import Admission, Box, NewImage
+from busgen_client.cohort import CohortStore
 from busgen_client.cohort_rows import JournalRow, QuarantineRow
 from busgen_client.devices import model_name
 from busgen_client.held import DELETED, RELEASED, HeldStore, as_image, box_of

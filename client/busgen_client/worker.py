@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from sqlalchemy.exc import OperationalError
 
 from busgen_client.audited import keep_audit, kept_audit, table_digest
-from busgen_client.cohort import Role, open_cohort
-from busgen_client.cohort_rows import DRAWN
+from busgen_client.cohort import open_cohort
+from busgen_client.cohort_rows import DRAWN, Role
 from busgen_client.consent import remove_pictures
 from busgen_client.database import open_store
 from busgen_client.drawing import SELECTED, draw_pool, job_seed, not_chosen, released_images, select

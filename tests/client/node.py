@@ -6,7 +6,9 @@ from pathlib import Path
 
 import tomli_w
 
-from busgen_client.cohort import CohortStore, NewImage, Role, open_cohort
+from busgen_client.admission import NewImage
+from busgen_client.cohort import CohortStore, open_cohort
+from busgen_client.cohort_rows import Role
 from busgen_client.database import open_store
 from busgen_client.jobs import JobStore
 from busgen_client.keys import create_keys

@@ -12,7 +12,9 @@ from scipy.stats import binom
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
-from busgen_client.cohort import Admission, CohortStore, ImageRow, JournalRow, NewImage, QuarantineRow
+from busgen_client.admission import Admission, NewImage
+from busgen_client.cohort import CohortStore
+from busgen_client.cohort_rows import ImageRow, JournalRow, QuarantineRow
 from busgen_client.database import open_store
 from busgen_client.doctor import examine
 from busgen_client.pseudonyms import MEMBER_SHARE
@@ -150,7 +152,8 @@ import os, sys
 from pathlib import Path
 import numpy as np
 from sqlalchemy import event
-from busgen_client.cohort import CohortStore, NewImage
+from busgen_client.admission import NewImage
+from busgen_client.cohort import CohortStore
 from busgen_client.database import open_store
 from busgen_client.pseudonyms import MEMBER_SHARE
 from busgen_core.labels import Pathology

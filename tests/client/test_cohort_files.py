@@ -18,9 +18,11 @@ from sqlalchemy.orm import Session
 from typer.testing import CliRunner
 
 from busgen_client import storage
+from busgen_client.admission import NewImage
 from busgen_client.cli import app
-from busgen_client.cohort import CohortStore, ImageRow, JournalRow, NewImage, PatientRow, open_cohort
+from busgen_client.cohort import CohortStore, open_cohort
 from busgen_client.cohort_files import Problem, encrypt, verify
+from busgen_client.cohort_rows import ImageRow, JournalRow, PatientRow
 from busgen_client.database import open_store
 from busgen_client.held import Held, HeldStore
 from busgen_client.intake.spool import Spool
@@ -423,7 +425,8 @@ FULL = """
 import resource, sys
 from pathlib import Path
 import numpy as np
-from busgen_client.cohort import CohortStore, NewImage
+from busgen_client.admission import NewImage
+from busgen_client.cohort import CohortStore
 from busgen_client.database import open_store
 from busgen_client.held import Held, HeldStore
 from busgen_client.intake.spool import Spool

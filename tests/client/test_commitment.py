@@ -12,7 +12,8 @@ from pynetdicom import AE, build_context, evt
 from sqlalchemy import update
 from sqlalchemy.orm import Session
 
-from busgen_client.cohort import CohortStore, ObjectRow
+from busgen_client.cohort import CohortStore
+from busgen_client.cohort_rows import ObjectRow
 from busgen_client.intake import commitment
 from busgen_client.intake.commitment import ATTEMPTS, Commitments
 from busgen_client.intake.entity import COMMITMENT, COMMITMENT_INSTANCE

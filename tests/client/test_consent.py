@@ -10,9 +10,9 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from busgen_client.admission import Admission
 from busgen_client.cli import main as node_command
-from busgen_client.cohort import Admission, ImageRow, JournalRow
-from busgen_client.cohort_rows import WithdrawnRow
+from busgen_client.cohort_rows import ImageRow, JournalRow, WithdrawnRow
 from busgen_client.consent import withdraw, withdrawals
 from busgen_client.database import open_store
 from busgen_client.intake.findings import Code

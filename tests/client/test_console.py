@@ -17,8 +17,8 @@ from sqlalchemy.orm import Session
 from typer.testing import CliRunner
 
 from busgen_client.cli import app
-from busgen_client.cohort import CohortStore, ImageRow, JournalRow, open_cohort
-from busgen_client.cohort_rows import QuarantineRow
+from busgen_client.cohort import CohortStore, open_cohort
+from busgen_client.cohort_rows import ImageRow, JournalRow, QuarantineRow
 from busgen_client.console.accounts import Accounts
 from busgen_client.console.app import create_app
 from busgen_client.console.roles import Role

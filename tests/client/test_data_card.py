@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 from sqlalchemy import Engine
 
-from busgen_client.cohort import CohortStore, NewImage
+from busgen_client.admission import NewImage
+from busgen_client.cohort import CohortStore
 from busgen_client.cohort_rows import Role
 from busgen_client.data_card import Stratum, card_of, words, write_card
 from busgen_client.database import open_store

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from sqlalchemy.orm import Session
 
-from busgen_client.cohort import CohortStore, NewImage, open_cohort
+from busgen_client.admission import NewImage
+from busgen_client.cohort import CohortStore, open_cohort
 from busgen_client.cohort_files import encrypt, verify
 from busgen_client.console.code_secrets import CodeSecrets
 from busgen_client.console.rows import AccountRow

@@ -26,7 +26,8 @@ from pydicom.uid import (
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
-from busgen_client.cohort import CohortStore, ImageRow, JournalRow
+from busgen_client.cohort import CohortStore
+from busgen_client.cohort_rows import ImageRow, JournalRow
 from busgen_client.database import open_store
 from busgen_client.intake.decode import check_described
 from busgen_client.intake.dicom import clean_images, intake_dicom
@@ -221,6 +222,7 @@ def test_unusable_label_file_or_folder_stops_the_run(store: CohortStore, study: 
     assert store.summary().quarantined == {}
 
 
+@pytest.mark.usefixtures("unread")
 def test_labels_that_come_later_lift_the_quarantine(store: CohortStore, study: Path) -> None:
     """Without labels every object waits; with them the same files are admitted and nothing waits any more."""
     count = len(list(study.glob("IM*")))
@@ -230,6 +232,7 @@ def test_labels_that_come_later_lift_the_quarantine(store: CohortStore, study: P
     assert store.summary().quarantined == {"not-dicom": 1}
 
 
+@pytest.mark.usefixtures("unread")
 @pytest.mark.parametrize("compressed", [False, True], ids=["raw", "JPEG"])
 def test_clip_gives_at_most_eight_frames_without_boxes(store: CohortStore, study: Path, compressed: bool) -> None:
     """Twenty frames give seven, evenly spread, each with its own source key; a box of one frame is not given to others."""
@@ -316,6 +319,7 @@ def test_cut_file_never_escapes_quarantine(store: CohortStore, study: Path) -> N
             clean_images(store, data[:length], labels)
 
 
+@pytest.mark.usefixtures("unread")
 def test_damaged_header_raises_only_our_own_error(store: CohortStore, study: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Of 150 objects with random bytes in the header, each is admitted or waits, and no log line says anything of it."""
     header, labels = first(study)
@@ -429,6 +433,7 @@ def test_lossless_jpeg_decodes(store: CohortStore, tmp_path: Path) -> None:
         assert frame.std() > 1
 
 
+@pytest.mark.usefixtures("unread")
 def test_no_identifying_string_reaches_the_node(store: CohortStore, tmp_path: Path, engine: Engine) -> None:
     """Claim: of RGB_IMAGE.dcm, whose header, private tags and pixels name a fictitious patient, no text is in any byte that the node stores."""
     name = "RGB_IMAGE.dcm"

@@ -123,6 +123,7 @@ def test_what_intake_would_hold_back_is_not_written(store: CohortStore, tmp_path
     assert result.added == len(list((tmp_path / "out").iterdir())) == len(known) - 1 - len(theirs) > 0
 
 
+@pytest.mark.usefixtures("unread")
 def test_objects_of_one_patient_stay_together(store: CohortStore, tmp_path: Path) -> None:
     """Pseudonym, study and date are the same in every object of a patient, and no two patients share one."""
     write_phantom_study(tmp_path / "study", site="Testville", patients=6, seed=4)
@@ -240,6 +241,7 @@ def test_no_string_of_a_real_header_is_in_its_de_identified_form(name: str, prof
     assert {part for part in strings - age if part.casefold().encode() in left} == set()
 
 
+@pytest.mark.usefixtures("unread")  # what is written in pixels is drawn, and no string of any byte
 def test_no_string_of_any_real_header_is_in_the_node(store: CohortStore, engine: Engine, tmp_path: Path) -> None:
     """Claim: of all real files, taken in or in quarantine, no identifying string of four characters or more is in any byte that the node stores."""
     folder, strings, lines = tmp_path / "real", set[str](), ["SOPInstanceUID,pathology"]
@@ -255,7 +257,7 @@ def test_no_string_of_any_real_header_is_in_the_node(store: CohortStore, engine:
     result = intake_dicom(store, folder, folder / "labels.csv", progress=False)
     assert (result.added, result.quarantined) == (1, 6)
     digests, constants = made_up(engine)
-    strings = {part for part in strings if part.casefold() not in constants}
+    strings = {part for part in strings if part.casefold() not in constants and len(set(part)) > 1}  # XXXXXX names nobody, and pixels have it
     assert len(strings) > 200
     stored = [digests.sub(b"", file.read_bytes()).lower() for file in (tmp_path / "node").rglob("*") if file.is_file()]
     assert any(b"s2000" in data for data in stored)

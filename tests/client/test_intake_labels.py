@@ -8,7 +8,8 @@ from pydicom import Dataset, dcmread
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from busgen_client.cohort import CohortStore, JournalRow, ObjectRow
+from busgen_client.cohort import CohortStore
+from busgen_client.cohort_rows import JournalRow, ObjectRow
 from busgen_client.intake.dicom import intake_dicom
 from busgen_client.intake.findings import Unread
 from busgen_client.intake.labels import read_labels

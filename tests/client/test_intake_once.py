@@ -16,7 +16,8 @@ from pydicom.uid import RLELossless
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from busgen_client.cohort import CohortStore, ImageRow, ObjectRow
+from busgen_client.cohort import CohortStore
+from busgen_client.cohort_rows import ImageRow, ObjectRow
 from busgen_client.consent import withdraw
 from busgen_client.database import open_store
 from busgen_client.image_files import ImageFiles

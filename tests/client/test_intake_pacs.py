@@ -20,7 +20,8 @@ from sqlalchemy.orm import Session
 from typer.testing import CliRunner
 
 from busgen_client.cli import app
-from busgen_client.cohort import CohortStore, ImageRow
+from busgen_client.cohort import CohortStore
+from busgen_client.cohort_rows import ImageRow
 from busgen_client.database import open_store
 from busgen_client.intake import pull as pulling
 from busgen_client.intake import receiver

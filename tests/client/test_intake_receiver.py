@@ -36,7 +36,8 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from busgen_client import cli
-from busgen_client.cohort import CohortStore, ImageRow, QuarantineRow
+from busgen_client.cohort import CohortStore
+from busgen_client.cohort_rows import ImageRow, QuarantineRow
 from busgen_client.consent import withdraw
 from busgen_client.database import open_store
 from busgen_client.intake import entity, incoming, receiver, spool

@@ -18,7 +18,8 @@ from sqlalchemy.engine.interfaces import DBAPICursor
 from sqlalchemy.orm import Session
 
 from busgen_client import image_files
-from busgen_client.cohort import CohortStore, NewImage
+from busgen_client.admission import NewImage
+from busgen_client.cohort import CohortStore
 from busgen_client.database import open_store
 from busgen_client.held import Held, HeldStore
 from busgen_client.intake import labels, masking

@@ -12,7 +12,8 @@ from PIL import Image
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
-from busgen_client.cohort import CohortStore, ImageRow, QuarantineRow
+from busgen_client.cohort import CohortStore
+from busgen_client.cohort_rows import ImageRow, QuarantineRow
 from busgen_client.held import HeldStore
 from busgen_client.intake import table
 from busgen_client.intake.masking import clean

@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 
 from busgen_client import cohort_files, consent, storage
 from busgen_client.cli import app
-from busgen_client.cohort import CohortStore, JournalRow, open_cohort
+from busgen_client.cohort import CohortStore, open_cohort
 from busgen_client.cohort_files import encrypt, verify
+from busgen_client.cohort_rows import JournalRow
 from busgen_client.consent import withdraw
 from busgen_client.console.accounts import Accounts
 from busgen_client.console.app import create_app

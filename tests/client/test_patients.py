@@ -8,7 +8,8 @@ import pytest
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
-from busgen_client.cohort import Admission, CohortStore, NewImage
+from busgen_client.admission import Admission, NewImage
+from busgen_client.cohort import CohortStore
 from busgen_client.cohort_rows import MarkRow
 from busgen_client.consent import withdraw
 from busgen_client.database import open_store

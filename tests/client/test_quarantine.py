@@ -16,8 +16,10 @@ from sqlalchemy.orm import Session
 from typer.testing import CliRunner
 
 from busgen_client import quarantine as module
+from busgen_client.admission import NewImage
 from busgen_client.cli import app
-from busgen_client.cohort import CohortStore, ImageRow, JournalRow, NewImage
+from busgen_client.cohort import CohortStore
+from busgen_client.cohort_rows import ImageRow, JournalRow
 from busgen_client.consent import withdraw
 from busgen_client.held import Held, HeldStore
 from busgen_client.intake.dicom import intake_dicom
@@ -36,6 +38,7 @@ from busgen_core.images import encode_png
 from busgen_core.labels import Pathology
 from tests.client.waiting import COLUMNS, DEVICE, ROWS, TEXT, study_of_unknown_device, table_to_look_at
 
+pytestmark = pytest.mark.usefixtures("unread")
 WHO = "a steward"
 
 
@@ -422,7 +425,6 @@ def people(store: CohortStore) -> int:
     return store.count_patients("member") + store.count_patients("holdout")
 
 
-@pytest.mark.usefixtures("unread")
 @pytest.mark.parametrize("alone", [True, False])
 def test_one_patient_under_two_numbers_is_one_after_a_release_too(store: CohortStore, tmp_path: Path, alone: bool) -> None:
     """Two objects that waited at once, of one name and birth date and two numbers, are one patient's on one side, however they are released."""
@@ -437,7 +439,6 @@ def test_one_patient_under_two_numbers_is_one_after_a_release_too(store: CohortS
     assert take(store, study) == {}
 
 
-@pytest.mark.usefixtures("unread")
 def test_what_contradicts_itself_waits_on_when_its_scanner_is_trusted(store: CohortStore, tmp_path: Path) -> None:
     """One number with two names and birth dates: the first is released, the second waits, says why, and makes no patient."""
     study, quarantine = two_objects(tmp_path / "study", ("1", "DOE^JANE", BORN), ("1", "ROE^MARY", "19800202")), Quarantine(store)
@@ -449,7 +450,6 @@ def test_what_contradicts_itself_waits_on_when_its_scanner_is_trusted(store: Coh
     assert (people(store), len(stored(store))) == (1, 1)
 
 
-@pytest.mark.usefixtures("unread")
 def test_equal_frames_of_one_patient_count_once_after_a_release_too(store: CohortStore, tmp_path: Path) -> None:
     """The same frame sent under a new object number and a new patient number, both waiting, is one image; the second release adds none."""
     study, quarantine = two_objects(tmp_path / "study", ("1", "DOE^JANE", BORN)), Quarantine(store)
@@ -463,7 +463,6 @@ def test_equal_frames_of_one_patient_count_once_after_a_release_too(store: Cohor
     assert (people(store), len(stored(store))) == (1, 1)
 
 
-@pytest.mark.usefixtures("unread")
 def test_an_object_that_waits_as_two_patients_is_released_as_one(store: CohortStore, tmp_path: Path) -> None:
     """An object that came again for somebody else while it waited is released once; the other is refused, for a person to say whose it is."""
     study, quarantine = two_objects(tmp_path / "study", ("1", "DOE^JANE", BORN)), Quarantine(store)

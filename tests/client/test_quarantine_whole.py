@@ -14,8 +14,9 @@ from PIL import Image
 from pydicom import Dataset, dcmread
 from typer.testing import CliRunner
 
+from busgen_client.admission import Admission, NewImage
 from busgen_client.cli import app
-from busgen_client.cohort import Admission, CohortStore, NewImage
+from busgen_client.cohort import CohortStore
 from busgen_client.cohort_files import verify
 from busgen_client.held import Held
 from busgen_client.image_files import ImageFiles

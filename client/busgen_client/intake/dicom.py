@@ -22,7 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
 
-from busgen_client.cohort import CohortStore, NewImage, ObjectRow, Origin
+from busgen_client.admission import NewImage, Origin
+from busgen_client.cohort import CohortStore
+from busgen_client.cohort_rows import ObjectRow
 from busgen_client.held import Held, HeldStore
 from busgen_client.intake.decode import check_described, frames
 from busgen_client.intake.findings import Code, IntakeResult, QuarantineError

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 
 from tqdm import tqdm
 
-from busgen_client.cohort import Admission, CohortStore, NewImage
+from busgen_client.admission import Admission, NewImage
+from busgen_client.cohort import CohortStore
 from busgen_client.held import DELETED, RELEASED, Held, HeldStore
 from busgen_client.intake.findings import ALL_READ, BY_EYE, BY_LABEL, REASONS, Code, IntakeResult, QuarantineError, Unread
 

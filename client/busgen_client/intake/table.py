@@ -11,7 +11,9 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from busgen_client.cohort import CohortStore, NewImage, Role
+from busgen_client.admission import NewImage
+from busgen_client.cohort import CohortStore
+from busgen_client.cohort_rows import Role
 from busgen_client.held import Held
 from busgen_client.intake.findings import Code, IntakeResult, QuarantineError
 from busgen_client.intake.frames import Box, Gray, check_scan, chroma, decode_picture, mask_box, to_gray

@@ -1,8 +1,8 @@
 """A small consortium for journeys: a tiny foundation, few steps, few images; everything else is real."""
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
 from functools import cache
+from itertools import count
 from pathlib import Path
 from unittest.mock import patch
 
@@ -19,6 +19,7 @@ from busgen_core.corpus import pack_phantoms
 from busgen_core.generator import Shape
 from busgen_core.pretrain import pretrain
 from busgen_core.training import TrainingPlan
+from busgen_privacy.ocr import Frame, Piece, View, find_text
 from busgen_server.database import open_store as open_hub
 from busgen_server.store import HubStore
 from deploy.local.consortium import Consortium, Site, run, wait_for
@@ -42,12 +43,18 @@ def site(name: str, *, steps: int = 4, **policy: object) -> Site:
     return Site(name=name, public_cohort=60, settings=settings)
 
 
-def take_in_phantoms(consortium: Consortium, name: str, *, seed: int, patients: int, read: bool) -> Path:
-    """Write a phantom study as DICOM files and take it in, its scans ``read`` for text or not; the folder of the study."""
+def take_in_phantoms(consortium: Consortium, name: str, *, seed: int, patients: int, read: int) -> Path:
+    """Write a phantom study as DICOM files and take it in, looking for text ``read`` times, which is once or a few times a scan; its folder."""
     pacs = consortium.folder / f"{name}-pacs"
     write_phantom_study(pacs, site=name, patients=patients, seed=seed)
-    with nullcontext() if read else patch.object(masking, "find_text", lambda images, **_: [[] for _ in images]):
+    looks = count(1)
+
+    def find_some(images: Sequence[Frame], *, views: Sequence[View] | None = None) -> list[list[Piece]]:
+        return find_text(images, views=views) if next(looks) <= read else [[] for _ in images]
+
+    with patch.object(masking, "find_text", find_some):
         result = intake_dicom(open_cohort(load_settings(consortium.node_config(name))), pacs, pacs / "labels.csv", progress=False)
+    assert next(looks) > patients  # each scan was to be looked at
     assert result.added >= patients
     assert set(result.codes) <= {"text-over-scan"}  # speckle that looks like a letter waits for a person, now and then
     assert result.quarantined <= max(2, patients // 20)

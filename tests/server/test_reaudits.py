@@ -102,6 +102,7 @@ def test_what_is_due(store: HubStore) -> None:
     assert due(store) == ["cairo-1"]
 
 
+@pytest.mark.slow  # the journey goes the same way
 def test_the_hub_looks_by_itself_and_a_look_that_fails_stops_nothing(store: HubStore, tmp_path: Path) -> None:
     """In processes of their own: a release that rots fails by name and is tried again; the other is looked at and not due any more."""
     rot(tmp_path, "cairo-1")

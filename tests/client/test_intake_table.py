@@ -257,7 +257,7 @@ def test_what_is_in_the_cohort_is_not_looked_at_again(store: CohortStore, folder
     assert len(looked) == 2
 
 
-@pytest.mark.parametrize("hospital", ["warsaw", "cairo"])
+@pytest.mark.parametrize("hospital", ["warsaw", pytest.param("cairo", marks=pytest.mark.slow)])
 def test_real_hospital(store: CohortStore, tmp_path: Path, engine: Engine, hospital: str) -> None:
     """Of real rows, all are admitted with the roles that the data set fixed, or left out as contradictory."""
     source = shared_data() / hospital

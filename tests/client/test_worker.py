@@ -1,5 +1,6 @@
 """The worker's phases, in this process, on a tiny foundation: what it refuses, what it survives, what it signs."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,32 @@ def phantom_cohort(patients: int, *, seed: int) -> Cohort:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a worker asked of the suite."""
+
+    release: Release
+    holdout: Cohort
+    public: np.ndarray
+    given: dict[str, object]
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Asked]:
+    """What was asked of the suite, which finds nothing and spends no time; what the gate decides on that is of no matter to the claims."""
+    calls: list[Asked] = []
+
+    def found_nothing(release: Release, _: Cohort, holdout: Cohort, public: np.ndarray, **given: object) -> Findings:
+        calls.append(Asked(release, holdout, public, given))
+        assert release.more is not None
+        copies = COPIES.model_copy(update={"compared": len(release.images) + len(release.more)})
+        return findings(epsilon=release.epsilon, members=200, holdout=100, released=len(release.images), registered_copies=copies)
+
+    monkeypatch.setattr("busgen_client.worker.run_suite", found_nothing)
+    monkeypatch.setattr("busgen_client.worker.travelling", lambda found, policy, *_, **__: travelling(found, policy, SeededGaussian(2)))
+    return calls
+
+
 @pytest.fixture
 def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> NodeSettings:
     """Settings of a node with keys; its cohort is in memory, everything else on disk."""
@@ -107,9 +134,18 @@ def accept(node: NodeSettings, foundation: Path, offer: Campaign) -> JobStore:
     return protocol.jobs
 
 
+def work_on(node: NodeSettings, jobs: JobStore) -> None:
+    """A new worker for each phase, until the officer is waited for."""
+    while jobs.need("c1").state != JobState.REVIEW:
+        assert Worker(node).step()
+
+
 def test_a_job_goes_through_all_phases_with_a_new_worker_for_each(node: NodeSettings, foundation: Path) -> None:
-    """Each phase goes on from what the last worker left; the signed release verifies and its statement holds."""
-    offer = campaign(foundation)
+    """Each phase goes on from what the last worker left; the signed release verifies and its statement holds.
+
+    Without DP-SGD, which goes the whole way in the journey.
+    """
+    node, offer = untrained(node), campaign(foundation)
     jobs = accept(node, foundation, offer)
     seen = []
     while jobs.need("c1").state != JobState.REVIEW:
@@ -208,23 +244,12 @@ def test_states_move_only_along_their_ways(node: NodeSettings, foundation: Path)
         jobs.move("c1", JobState.ADAPTING)
 
 
-def test_the_audit_is_of_what_is_laid_out_and_looks_at_the_pool(node: NodeSettings, foundation: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_audit_is_of_what_is_laid_out_and_looks_at_the_pool(node: NodeSettings, foundation: Path, asked: list[Asked]) -> None:
     """Images of the pool that were not chosen are searched for copies too; an audit of other images is never taken up, one of the same images is."""
-    node, looked = untrained(node), []
-
-    def found_nothing(release: Release, *_: object, **__: object) -> Findings:
-        looked.append(release)
-        assert release.more is not None
-        copies = COPIES.model_copy(update={"compared": len(release.images) + len(release.more)})
-        # no promise is repeated here that the gate could measure: what it decides is of no matter to the claim
-        return findings(epsilon=release.epsilon, members=200, holdout=100, released=len(release.images), registered_copies=copies)
-
-    monkeypatch.setattr("busgen_client.worker.run_suite", found_nothing)
-    monkeypatch.setattr("busgen_client.worker.travelling", lambda found, policy, *_, **__: travelling(found, policy, SeededGaussian(2)))
+    node = untrained(node)
     jobs = accept(node, foundation, campaign(foundation))
-    while jobs.need("c1").state != JobState.REVIEW:
-        assert Worker(node).step()
-    folder, (first,) = job_folder(node.data, "c1"), looked
+    work_on(node, jobs)
+    folder, first = job_folder(node.data, "c1"), asked[0].release
     pool = arrays([image for shard in sorted((folder / "pool").glob("*.parquet")) for image in read_parquet(shard.read_bytes())])[0]
     drawn = {restyle(pool[row], style).tobytes(): row for row in range(len(pool)) for style in STYLES}
     chosen = {drawn[image.tobytes()] for image in first.images}
@@ -235,12 +260,12 @@ def test_the_audit_is_of_what_is_laid_out_and_looks_at_the_pool(node: NodeSettin
 
     lay_out_again(jobs, "c1")
     assert Worker(node).step()
-    assert (len(looked), jobs.need("c1").state) == (1, "review")  # of the same images: taken up
+    assert (len(asked), jobs.need("c1").state) == (1, "review")  # of the same images: taken up
     samples = folder / "samples" / SELECTED
     samples.write_bytes(write_parquet(released_images(folder)[::-1]))
     lay_out_again(jobs, "c1")
     assert Worker(node).step()
-    assert len(looked) == 2
+    assert len(asked) == 2
     assert approve(node, jobs, "c1", PASSPHRASE).files[TABLE] == sha256_bytes(samples.read_bytes())
 
 
@@ -270,7 +295,7 @@ def test_sampling_goes_on_shard_by_shard(node: NodeSettings, foundation: Path, m
     assert shards[0].stat().st_mtime_ns == kept
 
 
-def test_shadows_come_from_half_of_the_holdout_and_go_with_the_audit(node: NodeSettings, foundation: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shadows_come_from_half_of_the_holdout_and_go_with_the_audit(node: NodeSettings, foundation: Path, asked: list[Asked]) -> None:
     """With ``audit.shadows`` the suite gets networks adapted to 12 of the 24 holdout patients, and public images with their patients; then they go.
 
     Fails if the setting is not asked, if members teach a shadow, or if a shadow is the foundation or the attacked network.
@@ -282,22 +307,13 @@ def test_shadows_come_from_half_of_the_holdout_and_go_with_the_audit(node: NodeS
         (folder / f"{number}.png").write_bytes(encode_png(image))
     (folder / "images.csv").write_text("file,patient,device\n" + "".join(f"{n}.png,p{n // 2},scanner {n % 2}\n" for n in range(6)))
     node = node.model_copy(update={"audit": AuditSettings(public=folder, shadows=1)})
-    looked: list[tuple[Release, int, object, object]] = []
-
-    def found_nothing(release: Release, members: Cohort, holdout: Cohort, known: object, **given: object) -> Findings:
-        assert np.array_equal(np.asarray(known), public.images)
-        looked.append((release, len(holdout.patient_rows()), given["groups"], given["scanners"]))
-        assert release.more is not None
-        copies = COPIES.model_copy(update={"compared": len(release.images) + len(release.more)})
-        return findings(epsilon=release.epsilon, members=200, holdout=100, released=len(release.images), registered_copies=copies)
-
-    monkeypatch.setattr("busgen_client.worker.run_suite", found_nothing)
-    monkeypatch.setattr("busgen_client.worker.travelling", lambda found, policy, *_, **__: travelling(found, policy, SeededGaussian(2)))
     jobs = accept(node, foundation, campaign(foundation))
-    while jobs.need("c1").state != JobState.REVIEW:
-        assert Worker(node).step()
-    ((release, holdout, groups, scanners),) = looked
-    assert (holdout, groups, scanners) == (24, ("p0", "p0", "p1", "p1", "p2", "p2"), ("scanner 0", "scanner 1") * 3)
+    work_on(node, jobs)
+    (call,) = asked
+    release, scanners = call.release, ("scanner 0", "scanner 1") * 3
+    assert np.array_equal(call.public, public.images)
+    assert len(call.holdout.patient_rows()) == 24
+    assert (call.given["groups"], call.given["scanners"]) == (("p0", "p0", "p1", "p1", "p2", "p2"), scanners)
     assert release.access is not None
     assert release.shadows is not None
     (shadow,) = release.shadows.networks
@@ -367,20 +383,12 @@ def test_no_ending_of_a_job_leaves_a_shadow(node: NodeSettings, foundation: Path
         assert not folder.exists()
 
 
+@pytest.mark.usefixtures("asked")
 def test_a_kept_audits_shadows_go_also_after_a_kill(node: NodeSettings, foundation: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker killed between keeping the audit and deleting its shadows: the next one takes up the audit and deletes them."""
     node = untrained(node)
-
-    def found_nothing(release: Release, *_: object, **__: object) -> Findings:
-        assert release.more is not None
-        copies = COPIES.model_copy(update={"compared": len(release.images) + len(release.more)})
-        return findings(epsilon=release.epsilon, members=200, holdout=100, released=len(release.images), registered_copies=copies)
-
-    monkeypatch.setattr("busgen_client.worker.run_suite", found_nothing)
-    monkeypatch.setattr("busgen_client.worker.travelling", lambda found, policy, *_, **__: travelling(found, policy, SeededGaussian(2)))
     jobs = accept(node, foundation, campaign(foundation))
-    while jobs.need("c1").state != JobState.REVIEW:
-        assert Worker(node).step()
+    work_on(node, jobs)
     lay_out_again(jobs, "c1")
     left = planted_shadow(node, jobs)
     monkeypatch.setattr("busgen_client.worker.run_suite", lambda *_, **__: pytest.fail("the kept audit was not taken up"))

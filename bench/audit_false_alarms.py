@@ -22,13 +22,14 @@ from bench.audit_power import GATE, WORK, everybody
 from bench.foundation import HOSPITALS
 from bench.rows import SHARED, row, write
 from busgen_core.styles import STYLES, restyle
+from busgen_privacy.attacked import Release
 from busgen_privacy.attacks.base import Access
 from busgen_privacy.dp.dpsgd import contiguous
 from busgen_privacy.findings import Findings
 from busgen_privacy.folders import read_people
 from busgen_privacy.gate import decide
 from busgen_privacy.statistics import share_bounds
-from busgen_privacy.suite import DRAWS, Release, run
+from busgen_privacy.suite import DRAWS, run
 
 SEEDS, IMAGES, MOST = int(os.environ.get("BUSGEN_BENCH_SEEDS", "20")), 400, 60
 

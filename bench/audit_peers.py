@@ -42,10 +42,11 @@ from bench.foundation import HOSPITALS, LESIONS
 from bench.rows import RESULTS, row, write
 from busgen_core.labels import Pathology
 from busgen_core.sampling import SamplePlan
+from busgen_privacy.attacked import Release
 from busgen_privacy.cohort import Cohort
 from busgen_privacy.findings import Findings
 from busgen_privacy.gate import decide
-from busgen_privacy.suite import Embedded, Release
+from busgen_privacy.suite import Embedded
 
 DRAWS = int(os.environ.get("BUSGEN_BENCH_DRAWS", "3"))
 PEERS = WORK.parent / "peers"

@@ -27,6 +27,7 @@ from bench.foundation import HOSPITALS, generated
 from bench.rows import RESULTS, ROOT, SHARED, row, write
 from busgen_core.generator import Generator
 from busgen_core.styles import STYLES, restyle
+from busgen_privacy.attacked import Release
 from busgen_privacy.attacks.base import Access
 from busgen_privacy.attacks.extraction import extract
 from busgen_privacy.cohort import Cohort
@@ -43,7 +44,7 @@ from busgen_privacy.policy import GatePolicy
 from busgen_privacy.selection import choose, pool_weights
 from busgen_privacy.shadows import Shadows, set_aside
 from busgen_privacy.statistics import share_bounds
-from busgen_privacy.suite import DRAWS, Release, run
+from busgen_privacy.suite import DRAWS, run
 
 WORK = Path(os.environ.get("BUSGEN_BENCH_WORK", ROOT / "bench" / "work")) / "audit_power"
 MEMBERS, STEPS, BATCH, LEARNING_RATE, DECAY = 60, int(os.environ.get("BUSGEN_BENCH_STEPS", "2500")), 16, 5e-4, 0.99

@@ -27,6 +27,7 @@ from bench.foundation import HOSPITALS, generated
 from bench.rows import SHARED, row, write
 from busgen_core.labels import Pathology
 from busgen_core.styles import STYLES, restyle
+from busgen_privacy.attacked import Release
 from busgen_privacy.attacks.base import Access
 from busgen_privacy.cohort import Cohort
 from busgen_privacy.dp.adaptation import run as adapt
@@ -34,7 +35,7 @@ from busgen_privacy.dp.planner import EFFORTS, Mechanics, recommend, split
 from busgen_privacy.folders import read_people
 from busgen_privacy.lookalikes import doubles
 from busgen_privacy.policy import Policy
-from busgen_privacy.suite import DRAWS, Release, run
+from busgen_privacy.suite import DRAWS, run
 
 MEMBERS, HOLDOUT, RELEASED, SHOWN_IN = 500, 300, 10_000, 5
 TIMES = 10  # the release, that copies are looked for among

@@ -41,6 +41,7 @@ from busgen_core.repository import arrays, write_parquet
 from busgen_core.scores import noised, patient_counts
 from busgen_core.transfer import unpack
 from busgen_core.wire import Campaign, JobState, ScoreRequest
+from busgen_privacy.attacked import Release, check_people
 from busgen_privacy.attacks.base import Access
 from busgen_privacy.audit import travelling
 from busgen_privacy.cohort import Cohort
@@ -55,9 +56,10 @@ from busgen_privacy.folders import read_people, read_scanners
 from busgen_privacy.leak import like_a_draw
 from busgen_privacy.ledger import Ledger, NamedEvent
 from busgen_privacy.lookalikes import in_both
+from busgen_privacy.scored import USUAL
 from busgen_privacy.shadows import set_aside
 from busgen_privacy.shadows import train as train_shadows
-from busgen_privacy.suite import DRAWS, USUAL, Release, check_people
+from busgen_privacy.suite import DRAWS
 from busgen_privacy.suite import run as run_suite
 
 log = logging.getLogger("busgen.worker")

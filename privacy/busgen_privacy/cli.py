@@ -79,11 +79,12 @@ def audit(
 
     Exit status: 0 the gate would release, 1 it refuses or the input is invalid, 2 wrong usage.
     """
+    from busgen_privacy.attacked import Release
     from busgen_privacy.findings_report import render_findings
     from busgen_privacy.folders import check_claim, read_people, read_release
     from busgen_privacy.gate import decide
     from busgen_privacy.policy import GatePolicy
-    from busgen_privacy.suite import DRAWS, Release, run
+    from busgen_privacy.suite import DRAWS, run
 
     if shadow and network is None:
         raise typer.BadParameter("--shadow is for attacks on a network: give --network too")

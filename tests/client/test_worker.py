@@ -29,12 +29,12 @@ from busgen_core.styles import STYLES, restyle
 from busgen_core.transfer import folder_files, pack, unpack
 from busgen_core.wire import FOUNDATION_FILES, Campaign, ErrorReply, JobState, Offer, ReleaseChunk, ReleaseRequest, ScoreReply, ScoreRequest
 from busgen_privacy.admission import check
+from busgen_privacy.attacked import Release
 from busgen_privacy.audit import travelling
 from busgen_privacy.cohort import Cohort
 from busgen_privacy.dp.noise import SeededGaussian
 from busgen_privacy.findings import Findings
 from busgen_privacy.ledger import Ledger
-from busgen_privacy.suite import Release
 from tests.client.node import lay_out, new_image
 from tests.journeys.world import tiny_foundation
 from tests.privacy.found import COPIES, findings

@@ -2,8 +2,8 @@
 
 from busgen_privacy.findings import AttackFinding, ClosestRecords, CopyFinding, Disclosure, Distances, Findings, Hits, Pair, PatientScores
 from busgen_privacy.gate import BEYOND
+from busgen_privacy.scored import FALSE_ALARMS
 from busgen_privacy.statistics import Scores, auc, best_auc, ceiling_auc, found_outright, hit_rate, surely_found
-from busgen_privacy.suite import FALSE_ALARMS
 
 COPIES = CopyFinding(count=0, holdout_count=0, compared=200, threshold=0.1, closest=(Pair(released=3, member=1, distance=0.3),))
 

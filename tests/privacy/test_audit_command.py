@@ -18,10 +18,10 @@ from busgen_core.foundation import save_foundation
 from busgen_core.images import decode_gray, encode_png
 from busgen_core.repository import write_parquet
 from busgen_privacy import suite
+from busgen_privacy.attacked import Release, check
 from busgen_privacy.cli import app, shared_folder
 from busgen_privacy.findings import Findings, Pair
 from busgen_privacy.folders import read_people, read_release
-from busgen_privacy.suite import Release, check
 from tests.privacy.found import COPIES, findings
 from tests.privacy.pages import carried
 from tests.privacy.small import small_foundation

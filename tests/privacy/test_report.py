@@ -13,6 +13,7 @@ from PIL import Image
 from busgen_core.errors import ConfigError
 from busgen_core.images import encode_png
 from busgen_core.release import GateVerdict
+from busgen_privacy.attacked import Release
 from busgen_privacy.audit import TravellingAudit, travelling
 from busgen_privacy.cohort import Cohort
 from busgen_privacy.dp.noise import SeededGaussian
@@ -24,7 +25,7 @@ from busgen_privacy.page import promise_in_words
 from busgen_privacy.policy import GatePolicy, Policy
 from busgen_privacy.report import caught_noised, render
 from busgen_privacy.statistics import auc_deviation
-from busgen_privacy.suite import Release, run
+from busgen_privacy.suite import run
 from busgen_privacy.texts import sources, texts
 from tests.privacy.found import attack, findings
 from tests.privacy.pages import Outline, carried, colours, contrast, numbers

@@ -8,11 +8,12 @@ import pytest
 from busgen_core.errors import ConfigError, InputError
 from busgen_core.foundation import Foundation
 from busgen_core.generator import Generator, Shape
+from busgen_privacy.attacked import Release, check
 from busgen_privacy.attacks.base import Access
 from busgen_privacy.dp.noise import SeededGaussian
 from busgen_privacy.policy import GatePolicy
 from busgen_privacy.shadows import Shadows, set_aside, train
-from busgen_privacy.suite import Release, check, run
+from busgen_privacy.suite import run
 from tests.privacy.small import cohort, small_foundation, small_plan
 from tests.privacy.test_suite import phantoms
 

@@ -14,6 +14,7 @@ from busgen_core.errors import InputError
 from busgen_core.images import encode_png
 from busgen_core.labels import Pathology
 from busgen_core.phantom import simulate_batch
+from busgen_privacy.attacked import Release, check
 from busgen_privacy.attacks.base import Access
 from busgen_privacy.cohort import Cohort, normalised
 from busgen_privacy.findings import Findings
@@ -21,7 +22,8 @@ from busgen_privacy.findings_report import render_findings
 from busgen_privacy.gate import decide
 from busgen_privacy.lookalikes import SAME
 from busgen_privacy.policy import GatePolicy
-from busgen_privacy.suite import Embedded, Release, _black, _coarse, _scanners, check, run
+from busgen_privacy.scored import coarse
+from busgen_privacy.suite import Embedded, _black, _scanners, run
 from tests.privacy.lettering import burned_in
 from tests.privacy.small import small_foundation
 from tests.privacy.test_report import Outline
@@ -260,8 +262,8 @@ def test_both_bounds_and_the_exact_interval_are_found() -> None:
 
 def test_a_threshold_at_its_floor_is_named() -> None:
     """Where different patients' images are nearly alike, only the nearest count as copies, and the report says what may be missed."""
-    assert _coarse(0.1, 0.3) == ()
-    both = _coarse(0.02, 0.05)
+    assert coarse(0.1, 0.3) == ()
+    both = coarse(0.02, 0.05)
     assert [("as they are" in both[0], "0.02" in both[0]), ("after registration" in both[1], "0.05" in both[1])] == [(True, True)] * 2
 
 

@@ -18,7 +18,10 @@ class _Finding(BaseModel):
 
 
 class TravellingAttack(_Finding):
-    """One figure of the audit, noised. ``low`` and ``high`` cover sampling and noise together (95 %)."""
+    """One figure of the audit, noised. ``low`` and ``high`` cover sampling and noise together (95 %).
+
+    ``kind`` is white-box where any attack behind the figure had the adapted network; which of them was the strongest stays in the hospital.
+    """
 
     name: str
     kind: Literal["white-box", "black-box"]
@@ -104,7 +107,7 @@ def travelling(audit: Findings, policy: Policy, noise: NoiseSource, *, noise_mul
         attacks=(
             TravellingAttack(
                 name="strongest",
-                kind="white-box",
+                kind="white-box" if any(attack.kind == "white-box" for attack in deciding) else "black-box",
                 auc=value,
                 low=max(value - half, 0.0),
                 high=min(value + half, 1.0),

@@ -5,7 +5,7 @@
 1.  Does an attack surely tell members from patients never seen, by more than is granted? What is granted is a Gaussian leak (``leak``):
     *   with a promise, the smaller of what (epsilon, delta) allows at all and AUC .575, what epsilon 1 allows. The ceiling alone would be
         blind: at epsilon 8 it is AUC .881, for an attacker who knows all but one patient, and a generator that memorises its patients
-        can lie below it. Attacks that exist reach far less where the noise is right (AUC .50 to .53, bench/results/real_round.json), so
+        can lie below it. Attacks that exist reach far less where the noise is right (AUC .52 to .55, bench/results/real_round.json), so
         one that is surely above .575 shows that patients were learnt, not the population. But AUC 1/2 cannot be demanded of a promise
         either: some of it is there to be spent, and a large cohort would see it.
     *   without a promise, nothing: AUC 1/2. No mathematics bounds what a better attack would find, so any sure sign is one too many. A
@@ -342,7 +342,7 @@ def _held_out(holdout: int, policy: GatePolicy) -> Checked:
     return holdout >= floor, f"The holdout has {holdout} patients; an audit needs at least {floor} to say anything."
 
 
-def _named(attack: AttackFigures | TravellingAttack) -> str:
+def _named(attack: AttackFigures) -> str:
     return f"{attack.kind} attack '{attack.name[:60]}'"
 
 
@@ -380,7 +380,8 @@ def _attacks(audit: TravellingAudit) -> Iterator[Checked]:
 
 
 def _judged(attack: TravellingAttack, allowed: float) -> Checked:
-    name = _named(attack)
+    had = "with and without the adapted network" if attack.kind == "white-box" else "on the images alone"
+    name = f"figure '{attack.name[:60]}' of attacks {had}"
     figures = (attack.auc, attack.low, attack.high, attack.ceiling)
     if not all(isfinite(figure) for figure in figures) or not 0 <= attack.low <= attack.high <= 1:
         return False, f"The {name} has figures that are not numbers, or an interval upside down."

@@ -1,6 +1,7 @@
 """The audit: what it finds stays exact inside, and what travels is one Gaussian event on public constants."""
 
 import json
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from busgen_core.errors import GateRefusedError
 from busgen_privacy.audit import TravellingAudit, travelling
 from busgen_privacy.dp.noise import SecureGaussian, SeededGaussian
 from busgen_privacy.findings import AttackFinding, Findings
+from busgen_privacy.gate import decide
 from busgen_privacy.policy import GatePolicy, Policy
 from busgen_privacy.statistics import auc
 from tests.privacy.found import COPIES, attack, findings
@@ -84,6 +86,23 @@ def test_what_travels_is_the_strongest_attack_within_bounds() -> None:
         assert 0 <= attack.low <= attack.auc <= attack.high <= 1
         covered += attack.low <= 0.9 <= attack.high
     assert covered >= 0.93 * 400
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("white-box", "with and without the adapted network"),
+        ("black-box", "on the images alone"),
+    ],
+)
+def test_what_travels_claims_no_attack_that_was_not_run(kind: Literal["white-box", "black-box"], said: str) -> None:
+    """Where only the images were attacked, neither the figure nor what the hub says of it speaks of attacks on the network."""
+    found = audit_of()
+    attacks = tuple(attack.model_copy(update={"kind": "black-box"}) for attack in found.attacks)
+    attacks = (*attacks, attacks[0].model_copy(update={"name": "other", "kind": kind}))
+    travels = travelling(found.model_copy(update={"attacks": attacks}), POLICY, SeededGaussian(1))
+    assert travels.attacks[0].kind == kind
+    assert decide(travels, POLICY.gate).reasons[0].startswith(f"The figure 'strongest' of attacks {said} reached AUC")
 
 
 def test_no_exact_number_travels() -> None:

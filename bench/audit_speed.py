@@ -35,10 +35,10 @@ from busgen_privacy.dp.planner import EFFORTS, Mechanics, recommend, split
 from busgen_privacy.folders import read_people
 from busgen_privacy.lookalikes import doubles
 from busgen_privacy.policy import Policy
+from busgen_privacy.scored import USUAL
 from busgen_privacy.suite import DRAWS, run
 
 MEMBERS, HOLDOUT, RELEASED, SHOWN_IN = 500, 300, 10_000, 5
-TIMES = 10  # the release, that copies are looked for among
 DRAWN = 1_000  # images that the drawing is timed on
 WHITE_BOX, COPIES = "white-box attacks", "looking for copies"
 
@@ -54,7 +54,7 @@ def released() -> np.ndarray:
 
 def further(images: np.ndarray) -> np.ndarray:
     """Nine times as many: each moved by 1 to 9 pixels to the side."""
-    return np.concatenate([np.roll(images, by, axis=2) for by in range(1, TIMES)])
+    return np.concatenate([np.roll(images, by, axis=2) for by in range(1, USUAL)])
 
 
 def people(images: np.ndarray, prefix: str) -> Cohort:
@@ -126,12 +126,12 @@ def main() -> None:
     for (what, begun), (_, until) in zip(marks, [*marks[1:], ("end", ended)], strict=True):
         spent[what] = spent.get(what, 0.0) + until - begun
     minutes = (ended - started) / 60
-    told = f"standard suite, 500 members, 300 holdout, 10,000 released, 64 px, copies among {TIMES * RELEASED:,}"
+    told = f"standard suite, 500 members, 300 holdout, 10,000 released, 64 px, copies among {USUAL * RELEASED:,}"
     rows = [row(told, minutes, "minutes", goal="<= 10", met=minutes <= 10)]
     rows += [row(f"of it from the start of: {what}", seconds / 60, "minutes") for what, seconds in spent.items() if what != "start"]
     for what, trained in (("DP-SGD", True), ("votes and means, audited without white-box attacks", False)):
         took, times = adaptation(people(images[:MEMBERS], "m"), trained=trained)
-        beyond = (searched[TIMES * RELEASED] - searched[times * RELEASED]) / 60
+        beyond = (searched[USUAL * RELEASED] - searched[times * RELEASED]) / 60
         audit = minutes - beyond - (0 if trained else spent[WHITE_BOX] / 60)
         name = f"adaptation by {what}, drawing {times * RELEASED:,} images included (timed on {DRAWN:,}), beside its audit"
         beside = {"peer": f"its audit, copies among {times * RELEASED:,}, minutes", "peer_value": round(audit, 2)}

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-Box = tuple[float, float, float, float]  # x0, y0, x1, y1 as fractions of width and height
+    from busgen_core.images import Box
 
 
 class Admission(StrEnum):
@@ -75,7 +75,7 @@ class NewImage:
     gray: "NDArray[np.uint8]"
     patient_key: str
     pathology: Pathology
-    box: Box | None
+    box: "Box | None"
     device: str
     source_key: str
     role: Role | None = None
@@ -97,9 +97,9 @@ def admit(
     pseudonyms: Pseudonyms,
     images: Sequence[NewImage],
     *,
-    clears: str = "",
-    renew: bool = False,
-    beside: Sequence[Base] = (),
+    clears: str,
+    renew: bool,
+    beside: Sequence[Base],
 ) -> list[Admission]:
     """Admit all images of an object or none: see ``CohortStore.add_all``. Commits."""
     with ExitStack() as undo:
@@ -186,7 +186,7 @@ class _Desk:
 
     def _written(self, image: NewImage, image_id: str, name: str) -> tuple[str, str]:
         """Write a file; returns its name and the SHA-256 of its PNG."""
-        from busgen_core.images import encode_png  # imports torch
+        from busgen_core.images import encode_png  # imports numpy, which a reply to the hub need not wait for
 
         png = encode_png(image.gray, quick=True)
         self._undo.callback(self._files.delete, [name])

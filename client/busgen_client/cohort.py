@@ -270,8 +270,8 @@ class CohortStore:
         """
         import numpy as np
 
-        from busgen_core.images import decode_gray  # imports torch
-        from busgen_privacy.cohort import Cohort
+        from busgen_core.images import decode_gray
+        from busgen_privacy.cohort import Cohort  # imports scipy
 
         with store_errors(), Session(self._engine) as session:
             rows = session.scalars(select(ImageRow).where(ImageRow.role == role).order_by(ImageRow.image_id)).all()

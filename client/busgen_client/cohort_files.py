@@ -239,8 +239,8 @@ def _sweep(store: CohortStore) -> None:
 
 def pictures_twice(store: CohortStore, *, progress: bool = False) -> list[tuple[dict[str, str], dict[str, str]]]:
     """Pictures under two patients: image id, role and patient's key, of the one and of the other."""
-    from busgen_core.images import decode_gray  # imports torch
-    from busgen_privacy.cohort import Cohort
+    from busgen_core.images import decode_gray
+    from busgen_privacy.cohort import Cohort  # imports scipy
     from busgen_privacy.lookalikes import doubles
 
     rows = store.rows()

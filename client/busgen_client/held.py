@@ -22,7 +22,7 @@ from PIL import Image as PillowImage
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from busgen_client.admission import Box, NewImage, Origin
+from busgen_client.admission import NewImage, Origin
 from busgen_client.cohort import CohortStore
 from busgen_client.cohort_rows import OBJECT_DIGITS, QuarantineRow
 from busgen_client.devices import phantom_keys
@@ -30,7 +30,7 @@ from busgen_client.masks import Pixels
 from busgen_client.patients import Person
 from busgen_client.quarantine_rows import DecisionRow, DeviceRow, HeldRow, PlaceRow
 from busgen_core.errors import CorruptImageError
-from busgen_core.images import encode_png
+from busgen_core.images import Box, encode_png
 from busgen_core.labels import Birads, Pathology
 
 RELEASED, DELETED = "released", "deleted"

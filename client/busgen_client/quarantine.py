@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
-from busgen_client.admission import Admission, Box, NewImage
+from busgen_client.admission import Admission, NewImage
 from busgen_client.cohort import CohortStore
 from busgen_client.cohort_rows import JournalRow, QuarantineRow
 from busgen_client.devices import model_name
@@ -31,7 +31,7 @@ from busgen_client.masks import MOST, Pixels, around, blacked, box, left_over
 from busgen_client.quarantine_rows import DecisionRow, DeviceRow, HeldRow
 from busgen_core.digests import canonical_json, sha256_bytes
 from busgen_core.errors import ConsentWithdrawnError, InputError, StateError
-from busgen_core.images import encode_png
+from busgen_core.images import Box, encode_png
 from busgen_core.labels import Pathology
 
 DIGITS = 12  # hexadecimal digits of a source key that name an object

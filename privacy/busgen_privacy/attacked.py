@@ -43,7 +43,7 @@ class Release:
 
 
 def check(release: Release, members: Cohort, holdout: Cohort, public: Frames, groups: Sequence[str] = ()) -> None:
-    """Raise InputError for what would make every figure meaningless; see ``run``."""
+    """Raise InputError for what would make every figure meaningless; see ``suite.run``."""
     check_people(members, holdout, public, groups)
     same_size(release.images, members.images, holdout.images, public, *([] if release.more is None else [release.more]))
     if release.access is not None:
@@ -80,7 +80,7 @@ def check_people(members: Cohort, holdout: Cohort, public: Frames, groups: Seque
         raise InputError(f"{same} images are of members and of holdout patients at once, or as good as the same; the split is not by patient")
     if known := set(groups) & (inside | outside):
         raise InputError(f"{len(known)} patients of the public images are members or holdout patients too; if they are not, give them other keys")
-    if len(public) and (same := in_both(public, members.images) + in_both(public, holdout.images)):
+    if same := in_both(public, members.images) + in_both(public, holdout.images):
         raise InputError(
             f"{same} images that attacks are calibrated on (public ones, or the foundation's) are of members or holdout patients, or as good as the "
             "same; attacks would be turned round"

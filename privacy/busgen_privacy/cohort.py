@@ -8,9 +8,8 @@ from numpy.typing import NDArray
 from scipy.sparse.csgraph import connected_components
 
 from busgen_core.errors import InputError
+from busgen_core.images import Box
 from busgen_core.labels import Pathology
-
-Box = tuple[float, float, float, float]  # x0, y0, x1, y1 as fractions of width and height
 
 # 1 - correlation of two images of a patient below which they are one view taken twice. At 64 px, at two hospitals: copies and frames of one
 # sweep lie at 0.00 to 0.10, half of them below 0.02 (BUSI); two views of one lesion lie at 0.14 and above (BUS-BRA).

@@ -257,11 +257,16 @@ def test_no_string_of_any_real_header_is_in_the_node(store: CohortStore, engine:
     result = intake_dicom(store, folder, folder / "labels.csv", progress=False)
     assert (result.added, result.quarantined) == (1, 6)
     digests, constants = made_up(engine)
-    strings = {part for part in strings if part.casefold() not in constants and len(set(part)) > 1}  # XXXXXX names nobody, and pixels have it
+    strings = {part for part in strings if part.casefold() not in constants}
     assert len(strings) > 200
     stored = [digests.sub(b"", file.read_bytes()).lower() for file in (tmp_path / "node").rglob("*") if file.is_file()]
     assert any(b"s2000" in data for data in stored)
-    assert {part for part in strings for data in stored if part.casefold().encode() in data} == set()
+
+    def flat(part: str, data: bytes) -> bool:
+        """A run of one letter in a picture is a flat part of it."""
+        return len(set(part)) == 1 and data.startswith(b"\x89png")
+
+    assert {part for part in strings for data in stored if part.casefold().encode() in data and not flat(part, data)} == set()
 
 
 def made_up(engine: Engine) -> tuple[re.Pattern[bytes], str]:
